@@ -1,0 +1,83 @@
+"""What every loader gives and promises. `tests/test_loader_contract.py` holds each one to it.
+
+N samples in a batch, V views of a size, S their side in pixels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from penstock.loaders.order import Order
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """One batch: the augmented views of N images. It owns its memory: keeping it never changes it.
+
+    Attributes:
+        groups: one tensor [V·N, 3, S, S] for each group of views of equal size, normalised, channels-last;
+            rows v·N … (v+1)·N - 1 are view v of every sample. Two views make one group.
+        index: int64 [N], the samples' positions in the source.
+        label: int64 [N], -1 where unlabelled.
+    """
+
+    groups: list[torch.Tensor]
+    index: torch.Tensor
+    label: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+@dataclass
+class LoaderState:
+    """Where a loader stands: enough to go on with the very next sample, on any number of ranks."""
+
+    epoch: int = 0
+    consumed: int = 0  # samples of this epoch handed out, over all ranks; what is only prefetched does not count
+
+
+class Loader(ABC):
+    """Endless epochs of `Views`.
+
+    `epoch(e, consumed)` is a pure function of the seed: it yields the batches of epoch e that follow the first
+    `consumed` samples. Iterating the loader itself walks epoch after epoch, one per `for` loop, and
+    `state_dict()` remembers what was handed out.
+    """
+
+    order: Order
+    state: LoaderState
+
+    @abstractmethod
+    def epoch(self, epoch: int, consumed: int = 0) -> Iterator[Views]:
+        """Yield this rank's batches of one epoch, from the first sample not among the `consumed` ones."""
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch on this rank."""
+        return self.order.steps()
+
+    def __iter__(self) -> Iterator[Views]:
+        start = self.state
+        for step, views in enumerate(self.epoch(start.epoch, start.consumed), 1):
+            self.state = LoaderState(start.epoch, start.consumed + step * self.order.global_batch)
+            yield views
+        self.state = LoaderState(start.epoch + 1, 0)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"seed": self.order.seed, "epoch": self.state.epoch, "consumed": self.state.consumed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.state = LoaderState(state["epoch"], state["consumed"])
+
+    def close(self) -> None:  # noqa: B027 (a loader may have nothing to let go of)
+        """Stop threads and let go of files. A closed loader cannot be iterated again."""
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,105 @@
+"""`dali`: NVIDIA DALI decodes, our executor makes the views.
+
+Bytes go in, in our order, through `external_source(batch=True, batch_info=True)`: what a step holds is a pure
+function of epoch and iteration, so a run resumes exactly. The decoder is nvJPEG where there is a GPU
+(`device="mixed"`) and DALI's CPU decoder elsewhere, which gives PIL's pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from penstock.augment.recipe import Recipe
+from penstock.errors import BrokenImage, MissingExtra
+from penstock.loaders.order import Order
+from penstock.loaders.pipeline import Decode, PipelineLoader
+from penstock.loaders.sources.base import Source
+
+DALI_PREFETCH = 2  # decoded batches that DALI's own threads keep ahead
+
+
+class DALILoader(PipelineLoader):
+    """Views of a source whose stored bytes DALI decodes.
+
+    `workers` threads decode (DALI's) and as many augment (ours). On a CPU both are bound by the same cores.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        recipe: Recipe,
+        order: Order,
+        workers: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(source, recipe=recipe, order=order, workers=workers, device=device, dtype=dtype)
+        self.walk: tuple[int, int] = (0, 0)  # (epoch, consumed) that DALI's current pass walks
+        self.pipe: Any = None
+
+    def _build(self) -> Any:
+        """DALI's graph: encoded bytes in, uint8 [H, W, 3] out. Built anew only after a pass that was left early."""
+        try:
+            from nvidia.dali import Pipeline, fn
+            from nvidia.dali.types import DALIDataType, DALIImageType
+        except ImportError as error:
+            raise MissingExtra("DALI (nvidia.dali)", "dali-cuda13") from error
+        gpu = self.device.type == "cuda"
+        pipe = Pipeline(
+            batch_size=self.order.batch,
+            num_threads=self.workers,
+            device_id=(self.device.index or 0) if gpu else None,
+            prefetch_queue_depth=DALI_PREFETCH,
+            exec_dynamic=True,  # outputs then own their memory: no copy is needed to keep them past the next run
+        )
+        with pipe:
+            encoded = fn.external_source(self._encoded, batch=True, batch_info=True, dtype=DALIDataType.UINT8, ndim=1)
+            pipe.set_outputs(
+                fn.decoders.image(encoded, device="mixed" if gpu else "cpu", output_type=DALIImageType.RGB)
+            )
+        pipe.build()
+        return pipe
+
+    def _encoded(self, info: Any) -> list[NDArray[np.uint8]]:
+        """The encoded bytes of one iteration's samples, for DALI."""
+        epoch, consumed = self.walk
+        if info.iteration >= self.order.steps(consumed):
+            raise StopIteration
+        index = self.order.indices(epoch, info.iteration, consumed)
+        return [np.frombuffer(self.source.encoded(int(i)), np.uint8) for i in index]
+
+    def _decoded(self, epoch: int, consumed: int) -> Iterator[tuple[NDArray[np.int64], Decode]]:
+        self.walk = (epoch, consumed)
+        pipe, self.pipe = self.pipe or self._build(), None
+        for step in range(self.order.steps(consumed)):
+            index = self.order.indices(epoch, step, consumed)
+            images = self._run(pipe, index)
+            yield index, images.__getitem__
+        try:
+            pipe.run()  # DALI learns that the pass is over …
+        except StopIteration:
+            pipe.reset()  # … and the next one may begin
+            self.pipe = pipe
+
+    def _run(self, pipe: Any, index: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+        try:
+            (images,) = pipe.run()
+        except RuntimeError as error:
+            raise self._broken(index, error) from error
+        host = images.as_cpu() if self.device.type == "cuda" else images
+        return [np.asarray(host[i]) for i in range(len(index))]
+
+    def _broken(self, index: NDArray[np.int64], error: RuntimeError) -> BrokenImage:
+        """DALI names a position in a batch; decoding the batch by hand names the image."""
+        for i in index:
+            try:
+                self.source.decode(int(i))
+            except BrokenImage as broken:
+                return broken
+        return BrokenImage(f"{self.source.name}, samples {index[0]}…{index[-1]}", str(error).strip().splitlines()[0])

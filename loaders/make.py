@@ -1,0 +1,167 @@
+"""From a loader's name to a loader: a shard made where it needs one, then its class."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from penstock.augment.recipe import Recipe
+from penstock.errors import MissingExtra, UserError
+from penstock.loaders.cache import cache_folder
+from penstock.loaders.contract import Loader
+from penstock.loaders.order import Order
+from penstock.loaders.sources.base import Source
+from penstock.loaders.threads import available_cpus
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderInfo:
+    """What a loader is, what it reads and what it needs.
+
+    Attributes:
+        about: one line.
+        reads: shard format it wants (`beton`, `webdataset`), or None where it takes any source as it is.
+        module, extra: the optional package it imports, and the extra that installs it; None where it needs none.
+    """
+
+    about: str
+    reads: str | None = None
+    module: str | None = None
+    extra: str | None = None
+
+
+LOADERS: dict[str, LoaderInfo] = {
+    "torchvision": LoaderInfo(about="the baseline: PIL, torchvision's transforms, DataLoader workers"),
+    "folder": LoaderInfo(about="the files as they are, libjpeg-turbo in threads, one decode for all views"),
+    "ffcv": LoaderInfo(about="our reader of .beton shards, one decode for all views", reads="beton"),
+    "dali": LoaderInfo(
+        about="DALI decodes (nvJPEG on a GPU), our executor makes the views",
+        reads="webdataset",
+        module="nvidia.dali",
+        extra="dali-cuda13",
+    ),
+    "ffcv-package": LoaderInfo(
+        about="the ffcv package's own loader and operations, for comparison", reads="beton", module="ffcv", extra="ffcv"
+    ),
+    "synthetic": LoaderInfo(about="noise that costs nothing to make: the ceiling"),
+}
+
+
+def missing(name: str) -> str | None:
+    """None where the loader can run here, else one line that names the extra to install."""
+    info = LOADERS[name]
+    if info.module is None:
+        return None
+    try:
+        found = find_spec(info.module) is not None
+    except ModuleNotFoundError:  # the parent package of a dotted name is absent
+        found = False
+    return None if found else str(MissingExtra(f"{name}'s package {info.module}", info.extra or ""))
+
+
+def _loader_class(name: str) -> Callable[..., Loader]:
+    """Import a loader's class only when it is asked for: some bring packages that take seconds to import."""
+    match name:
+        case "torchvision":
+            from penstock.loaders.torchvision_baseline import TorchvisionLoader
+
+            return TorchvisionLoader
+        case "dali":
+            from penstock.loaders.dali import DALILoader
+
+            return DALILoader
+        case "ffcv-package":
+            from penstock.loaders.ffcv_package import FFCVPackageLoader
+
+            return FFCVPackageLoader
+        case "synthetic":
+            from penstock.loaders.synthetic import SyntheticLoader
+
+            return SyntheticLoader
+        case _:
+            from penstock.loaders.pipeline import PipelineLoader
+
+            return PipelineLoader
+
+
+def check_name(name: str) -> None:
+    """Raises UserError for a name that is no loader's, MissingExtra for one whose package is not installed."""
+    if name not in LOADERS:
+        raise UserError(f"--loader {name!r} is not known: choose one of {', '.join(LOADERS)}")
+    if line := missing(name):
+        raise UserError(line)
+
+
+def prepare(source: Source, name: str, *, workers: int | None = None, cache: Path | None = None) -> Source:
+    """The source in the form that the loader reads: itself, or a shard in the cache folder, converted once."""
+    format = LOADERS[name].reads
+    shard_storages = {"beton": ("jpeg", "raw", "mixed"), "webdataset": ("webdataset",)}
+    if format is None or source.storage in shard_storages[format]:
+        return source
+    from penstock.loaders.convert import convert
+    from penstock.loaders.sources import open_source
+
+    suffix = {"beton": ".beton", "webdataset": ".tar"}[format]
+    folder = (cache or cache_folder()) / "shards"
+    shard = folder / f"{source.name}-{source.fingerprint()[:16]}{suffix}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(shard):
+        if not shard.exists():
+            convert(source, shard, format=format, workers=workers or available_cpus(), progress=True)
+    return open_source(str(shard))
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock beside `path`, so that of several ranks or runs one makes it and the others wait."""
+    with path.with_name(path.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def make_loader(
+    name: str,
+    source: Source,
+    *,
+    recipe: Recipe,
+    batch: int,
+    seed: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    workers: int | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    shuffle: bool = True,
+    keep_tail: bool = False,
+    cache: Path | None = None,
+) -> Loader:
+    """A loader of the source's views, behind the contract of `loaders/contract.py`.
+
+    Args:
+        name: one of `LOADERS`.
+        source: see `open_source`. One that the loader does not read is converted once, into the cache folder.
+        recipe: which views are made of each image.
+        batch: images (not views) per step on this rank.
+        seed: of the order and of every drawn value.
+        rank, world: this process's place among those that share an epoch.
+        workers: threads (processes for `torchvision`) that decode and augment; None takes all CPUs there are.
+        device, dtype: where views end up, and their type.
+        shuffle, keep_tail: see `Order`.
+        cache: where shards are kept; None takes `$PENSTOCK_CACHE` or `~/.cache/penstock`.
+
+    Raises:
+        UserError: unknown name, package not installed, batch larger than the set.
+        BrokenImage: while iterating, or while converting.
+    """
+    check_name(name)
+    order = Order(len(source), batch, seed=seed, rank=rank, world=world, shuffle=shuffle, keep_tail=keep_tail)
+    workers = available_cpus() if workers is None else workers
+    options: dict[str, Any] = {"recipe": recipe, "order": order, "workers": workers, "device": device, "dtype": dtype}
+    return _loader_class(name)(prepare(source, name, workers=workers, cache=cache), **options)

@@ -1,0 +1,79 @@
+"""A source: random access to a set of images, as files, arrays or shards alike.
+
+Everything downstream (conversion, loaders, evaluation) knows only this interface, so a shard is a source too,
+and a new data set is one file in this folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+UNLABELLED = -1
+
+
+class Source(ABC):
+    """Random access to N images; every method may be called from many threads at once.
+
+    Attributes:
+        name: what the set is called in logs and cache names, such as `cifar10-train`.
+        storage: how the images are kept: `files`, `arrays`, `jpeg`, `raw`, `mixed` or `webdataset`.
+        classes: class names; empty for an unlabelled set.
+        labels: int64 [N], positions in `classes`, `UNLABELLED` (-1) where there is none.
+    """
+
+    name: str
+    storage: str
+    classes: tuple[str, ...]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def encoded(self, index: int) -> bytes:
+        """The image as an encoded file's bytes (JPEG, PNG…): as stored, or as lossless PNG where pixels are stored."""
+
+    @abstractmethod
+    def decode(self, index: int) -> NDArray[np.uint8]:
+        """The image as uint8 [H, W, 3] RGB, upright (see `loaders/decode.py`). Raises BrokenImage, naming the sample."""
+
+    @abstractmethod
+    def location(self, index: int) -> str:
+        """Where the image comes from, for messages: a path, or `cifar10-train[17]`."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hex digest that changes when the set does; it names cached shards."""
+
+    def close(self) -> None:
+        """Let go of open files and mappings."""
+
+
+class Subset(Source):
+    """The chosen images of another source, in the order given."""
+
+    def __init__(self, source: Source, indices: Sequence[int] | NDArray[np.int64]) -> None:
+        self.source = source
+        self.indices = np.asarray(indices, np.int64)
+        self.name, self.storage, self.classes = source.name, source.storage, source.classes
+        self.labels = source.labels[self.indices]
+
+    def encoded(self, index: int) -> bytes:
+        return self.source.encoded(int(self.indices[index]))
+
+    def decode(self, index: int) -> NDArray[np.uint8]:
+        return self.source.decode(int(self.indices[index]))
+
+    def location(self, index: int) -> str:
+        return self.source.location(int(self.indices[index]))
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.source.fingerprint().encode() + self.indices.tobytes()).hexdigest()
+
+    def close(self) -> None:
+        self.source.close()

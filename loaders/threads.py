@@ -1,0 +1,52 @@
+"""The one thread budget: how many CPUs this process may use, and pools that stay within it."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+
+def available_cpus() -> int:
+    """CPUs this process may use: its affinity, cut by the cgroup's quota (v2 or v1), at least 1."""
+    cpus = len(os.sched_getaffinity(0))
+    quota = _cgroup_quota()
+    return max(1, min(cpus, math.ceil(quota)) if quota else cpus)
+
+
+def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """CPUs' worth of time that the container's cgroup grants, or None where there is no limit."""
+    try:
+        if (root / "cpu.max").exists():
+            quota, period = (root / "cpu.max").read_text().split()
+        else:
+            quota = (root / "cpu/cpu.cfs_quota_us").read_text()
+            period = (root / "cpu/cpu.cfs_period_us").read_text()
+        return None if quota == "max" or int(quota) <= 0 else int(quota) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def one_thread_each(workers: int, name: str) -> ThreadPoolExecutor:
+    """A pool of threads in which torch's own operations use one thread, leaving the caller's setting alone.
+
+    torch keeps its count per thread, set from a process-wide value when a thread first computes. So each worker
+    sets 1 for itself, and the process-wide value is put back once all have.
+    """
+    before = torch.get_num_threads()
+    started = threading.Barrier(workers + 1)
+
+    def start() -> None:
+        torch.set_num_threads(1)
+        started.wait()
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix=name, initializer=start)
+    for _ in range(workers):  # a pool starts a thread per submitted call while none is idle
+        pool.submit(int)
+    started.wait()
+    torch.set_num_threads(before)
+    return pool

@@ -1,0 +1,45 @@
+"""The one kind of error a user is meant to read: what was got, why it cannot work, and what to type instead."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class UserError(Exception):
+    """A wrong input. Commands print it as one line and leave with exit code 2; a library caller catches it."""
+
+
+class MissingExtra(UserError):
+    """An optional dependency is not installed; the message names the extra that brings it."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} is not installed: pip install 'penstock[{extra}]' (or `make install`) brings it")
+        self.extra = extra
+
+
+class BrokenImage(UserError):
+    """An image that cannot be decoded; the message names the file or the sample."""
+
+    def __init__(self, location: str, reason: str) -> None:
+        super().__init__(f"{location}: cannot decode this image ({reason}); replace or remove it")
+        self.location, self.reason = location, reason
+
+
+def run_command(main: Callable[[], int | None]) -> NoReturn:
+    """Run a command's `main` and leave: 0 or its return value, 2 with one line for a wrong input, 130 after Ctrl-C."""
+    try:
+        code = main() or 0
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"penstock: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("penstock: interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # `... | head`: point stdout elsewhere, so that the interpreter's own flush does not raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
