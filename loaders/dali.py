@@ -38,8 +38,11 @@ class DALILoader(PipelineLoader):
         workers: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        executor: str = "auto",
     ) -> None:
-        super().__init__(source, recipe=recipe, order=order, workers=workers, device=device, dtype=dtype)
+        super().__init__(
+            source, recipe=recipe, order=order, workers=workers, device=device, dtype=dtype, executor=executor
+        )
         self.walk: tuple[int, int] = (0, 0)  # (epoch, consumed) that DALI's current pass walks
         self.pipe: Any = None
 

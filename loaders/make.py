@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -17,6 +17,7 @@ from penstock.errors import MissingExtra, UserError
 from penstock.loaders.cache import cache_folder
 from penstock.loaders.contract import Loader
 from penstock.loaders.order import Order
+from penstock.loaders.pipeline import PipelineLoader
 from penstock.loaders.sources.base import Source
 from penstock.loaders.threads import available_cpus
 
@@ -66,7 +67,7 @@ def missing(name: str) -> str | None:
     return None if found else str(MissingExtra(f"{name}'s package {info.module}", info.extra or ""))
 
 
-def _loader_class(name: str) -> Callable[..., Loader]:
+def _loader_class(name: str) -> type[Loader]:
     """Import a loader's class only when it is asked for: some bring packages that take seconds to import."""
     match name:
         case "torchvision":
@@ -86,8 +87,6 @@ def _loader_class(name: str) -> Callable[..., Loader]:
 
             return SyntheticLoader
         case _:
-            from penstock.loaders.pipeline import PipelineLoader
-
             return PipelineLoader
 
 
@@ -140,6 +139,7 @@ def make_loader(
     dtype: torch.dtype = torch.float32,
     shuffle: bool = True,
     keep_tail: bool = False,
+    executor: str = "auto",
     cache: Path | None = None,
 ) -> Loader:
     """A loader of the source's views, behind the contract of `loaders/contract.py`.
@@ -154,14 +154,20 @@ def make_loader(
         workers: threads (processes for `torchvision`) that decode and augment; None takes all CPUs there are.
         device, dtype: where views end up, and their type.
         shuffle, keep_tail: see `Order`.
+        executor: the code that moves the pixels, see `augment/executors.py`; our loaders only.
         cache: where shards are kept; None takes `$PENSTOCK_CACHE` or `~/.cache/penstock`.
 
     Raises:
-        UserError: unknown name, package not installed, batch larger than the set.
+        UserError: unknown name, package not installed, batch larger than the set, an executor that cannot do this.
         BrokenImage: while iterating, or while converting.
     """
     check_name(name)
     order = Order(len(source), batch, seed=seed, rank=rank, world=world, shuffle=shuffle, keep_tail=keep_tail)
     workers = available_cpus() if workers is None else workers
     options: dict[str, Any] = {"recipe": recipe, "order": order, "workers": workers, "device": device, "dtype": dtype}
-    return _loader_class(name)(prepare(source, name, workers=workers, cache=cache), **options)
+    made: Any = _loader_class(name)
+    if issubclass(made, PipelineLoader):
+        options["executor"] = executor
+    elif executor != "auto":
+        raise UserError(f"--executor {executor}: the {name} loader brings its own augmentation; leave --executor out")
+    return made(prepare(source, name, workers=workers, cache=cache), **options)

@@ -22,9 +22,9 @@ import torch
 from numpy.typing import NDArray
 
 from penstock.augment.draw import draw
+from penstock.augment.executors import choose_executor
 from penstock.augment.pixels import Pixels
 from penstock.augment.recipe import Recipe
-from penstock.augment.reference import reference
 from penstock.loaders.contract import Loader, LoaderState, Views
 from penstock.loaders.order import Order
 from penstock.loaders.sources.base import Source
@@ -53,6 +53,7 @@ class PipelineLoader(Loader):
         recipe: what is done to them; drawn with the order's seed.
         workers: threads that decode and augment.
         device, dtype: where the views end up, and as what.
+        executor: the code that moves the pixels, by name (`augment/executors.py`).
     """
 
     def __init__(
@@ -64,9 +65,11 @@ class PipelineLoader(Loader):
         workers: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        executor: str = "auto",
     ) -> None:
         self.source, self.recipe, self.order, self.workers = source, recipe, order, workers
         self.device, self.dtype, self.state = torch.device(device), dtype, LoaderState()
+        self.execute = choose_executor(executor, recipe)
         self.pool = one_thread_each(workers, "penstock-loader")
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
@@ -117,7 +120,7 @@ class PipelineLoader(Loader):
             height=pixels.height,
             width=pixels.width,
         )
-        reference(pixels, rows, self.recipe, out[:, part])
+        self.execute(pixels, rows, self.recipe, out[:, part])
 
     def _finish(self, batch: _Pending) -> Views:
         for future in batch.futures:

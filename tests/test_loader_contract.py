@@ -178,6 +178,22 @@ def test_the_number_of_threads_changes_nothing(ours, make):
     assert_same(list(make(ours, workers=1).epoch(0)), list(make(ours, workers=3).epoch(0)))
 
 
+@pytest.mark.parametrize("executor", ["reference", "fused_cpu"])
+def test_executors_make_the_same_views_but_for_rounding(ours, make, executor):
+    auto, other = (next(make(ours, executor=name).epoch(0)).groups[0] for name in ("auto", executor))
+    assert (auto - other).abs().mean() < 0.01
+
+
+def test_a_loader_with_its_own_augmentation_takes_no_executor(make):
+    with pytest.raises(UserError, match="the torchvision loader brings its own augmentation"):
+        make("torchvision", executor="fused_cpu")
+
+
+def test_an_unknown_executor_names_those_there_are(make):
+    with pytest.raises(UserError, match="'fused' is not known: choose one of auto, reference, fused_cpu"):
+        make("folder", executor="fused")
+
+
 def test_seeds_change_the_views(ours, make):
     one, other = (next(make(ours, seed=seed, shuffle=False).epoch(0)).groups[0] for seed in (0, 1))
     assert not torch.equal(one, other)
