@@ -36,7 +36,7 @@ class Source(ABC):
 
     @abstractmethod
     def encoded(self, index: int) -> bytes:
-        """The image as an encoded file's bytes (JPEG, PNG…): as stored, or as lossless PNG where pixels are stored."""
+        """The image as an encoded file's bytes: as stored (JPEG, PNG…), or PNG where pixels are stored."""
 
     @abstractmethod
     def decode(self, index: int) -> NDArray[np.uint8]:
@@ -50,7 +50,7 @@ class Source(ABC):
     def fingerprint(self) -> str:
         """A hex digest that changes when the set does; it names cached shards."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (most have nothing to let go of)
         """Let go of open files and mappings."""
 
 

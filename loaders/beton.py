@@ -1,0 +1,269 @@
+"""`.beton`: FFCV's file format (version 2), read and written by our own code.
+
+    header             24 bytes: version, number of fields, page size, number of samples, where the allocation table is
+    field descriptors  1041 bytes each: type, name, arguments
+    metadata table     one row a sample: image (mode, width, height, pointer), label, checksum: 32 bytes
+    data region        pages; an image lies whole within one, as JPEG (mode 0) or interleaved RGB (mode 1)
+    allocation table   sample, pointer, length of each image: the only place where lengths are
+
+Everything is mapped, nothing is read at opening but the tables, and no Python runs per sample.
+The ffcv package opens what is written here (with the fast DCT, so its JPEG pixels are off by some levels) and
+what it writes opens here.
+
+Format: https://github.com/libffcv/ffcv (Leclerc et al. 2023, arXiv 2306.12517).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.errors import BrokenImage, UserError
+from penstock.loaders.decode import decode_rgb, encode_png
+from penstock.loaders.sidecar import read_sidecar
+from penstock.loaders.sources.base import UNLABELLED, Source
+
+VERSION = 2
+PAGE_SIZE = 8 << 20  # ffcv's default
+JPEG, RAW = 0, 1
+MOST_CLASSES = 1 << 20  # that a file without class names may number: a damaged label would ask for billions
+
+HEADER = np.dtype(
+    [("version", "<u2"), ("fields", "<u2"), ("page_size", "<u4"), ("samples", "<u8"), ("allocation_table", "<u8")]
+)
+DESCRIPTOR = np.dtype([("type", "u1"), ("name", "S16"), ("arguments", "V1024")])
+ALLOCATION = np.dtype([("sample", "<u8"), ("pointer", "<u8"), ("length", "<u8")])
+
+IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("pointer", "<u8")])
+BYTES = np.dtype([("pointer", "<u8"), ("length", "<u8")])
+FLOAT_FIELD, INT_FIELD, IMAGE_FIELD = 0, 1, 2
+FIELD_TYPES = {  # ffcv's type number: what a sample's row holds (float, int, image, bytes, array, JSON, tensor)
+    FLOAT_FIELD: np.dtype("<f8"),
+    INT_FIELD: np.dtype("<i8"),
+    IMAGE_FIELD: IMAGE,
+    3: BYTES,
+    4: np.dtype("<u8"),
+    5: BYTES,
+    6: np.dtype("<u8"),
+}
+FIELDS = (("image", IMAGE_FIELD), ("label", INT_FIELD), ("checksum", INT_FIELD))
+
+
+def row_type(fields: tuple[tuple[str, int], ...]) -> np.dtype:
+    """A row of the metadata table: the fields in order, aligned as a C struct is."""
+    return np.dtype([(name, FIELD_TYPES[kind]) for name, kind in fields], align=True)
+
+
+def round_up(position: int, multiple: int) -> int:
+    return -(-position // multiple) * multiple
+
+
+class BetonWriter:
+    """Writes a `.beton` in one pass, in the order in which images are added.
+
+    Args:
+        file: opened for writing, at its start.
+        capacity: the most images that will come; fewer may (broken ones are skipped).
+    """
+
+    def __init__(self, file: BinaryIO, capacity: int) -> None:
+        self.file = file
+        self.rows = np.zeros(capacity, row_type(FIELDS))
+        self.allocations = np.zeros(capacity, ALLOCATION)
+        self.samples = 0
+        self.position = round_up(HEADER.itemsize + len(FIELDS) * DESCRIPTOR.itemsize + self.rows.nbytes, PAGE_SIZE)
+
+    def add(self, data: bytes, *, mode: int, height: int, width: int, label: int) -> None:
+        """Append one image: JPEG bytes, or height · width · 3 bytes of RGB; at most a page of them."""
+        if self.position % PAGE_SIZE + len(data) > PAGE_SIZE:
+            self.position = round_up(self.position, PAGE_SIZE)
+        self.file.seek(self.position)
+        self.file.write(data)
+        self.rows[self.samples] = ((mode, width, height, self.position), label, zlib.crc32(data))
+        self.allocations[self.samples] = (self.samples, self.position, len(data))
+        self.position += len(data)
+        self.samples += 1
+
+    def finish(self) -> dict[str, int | str]:
+        """Write the tables; returns the sidecar's record of the shard."""
+        self.position = round_up(self.position, 8)
+        rows, allocations = self.rows[: self.samples], self.allocations[: self.samples]
+        descriptors = np.zeros(len(FIELDS), DESCRIPTOR)
+        descriptors["name"], descriptors["type"] = zip(*FIELDS, strict=True)
+        header = np.array((VERSION, len(FIELDS), PAGE_SIZE, self.samples, self.position), HEADER)
+        front = header.tobytes() + descriptors.tobytes()
+        self.file.seek(self.position)
+        self.file.write(allocations.tobytes())
+        self.file.seek(0)
+        self.file.write(front + rows.tobytes())
+        return {
+            "samples": self.samples,
+            "bytes": self.position + allocations.nbytes,
+            "header_sha256": hashlib.sha256(front).hexdigest(),
+            "index_sha256": hashlib.sha256(front + rows.tobytes() + allocations.tobytes()).hexdigest(),
+        }
+
+
+class BetonSource(Source):
+    """The images of a `.beton`, by position.
+
+    Attributes (besides a source's):
+        path: the file.
+        page_size: bytes in a page.
+        images: the table's image column, structured [N]: `mode`, `width`, `height`, `pointer`. A view of the file.
+        lengths: uint64 [N], bytes of each image.
+        field_names, image_field, label_field: names in the file; the last is None where nothing looks like a label.
+        sidecar: class names and provenance, or None (a file written by the ffcv package).
+
+    Raises:
+        UserError: no such file, or not a whole `.beton`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._file = _map(self.path)
+        self._read_tables()
+        self.lengths = self._lengths()
+        self._check_images()
+        self.sidecar = read_sidecar(self.path, length=len(self._file), header_sha256=_sha256(self._front))
+        self.storage = {(JPEG,): "jpeg", (RAW,): "raw"}.get(tuple(np.unique(self.images["mode"])), "mixed")
+        self.name = self.sidecar.provenance.source if self.sidecar else self.path.stem
+        self.labels = self._labels()
+        self.classes = self._classes()
+
+    def _read_tables(self) -> None:
+        """Header, descriptors and metadata table, as views of the mapped file."""
+        if len(self._file) < HEADER.itemsize:
+            raise self._broken("it is too short for a header")
+        header = self._file[: HEADER.itemsize].view(HEADER)[0]
+        if header["version"] != VERSION or not header["page_size"]:
+            raise self._broken("it does not start with the header of format version 2")
+        count, samples, table = int(header["fields"]), int(header["samples"]), int(header["allocation_table"])
+        self._front = self._file[: HEADER.itemsize + count * DESCRIPTOR.itemsize]
+        if len(self._front) < HEADER.itemsize + count * DESCRIPTOR.itemsize:
+            raise self._broken("its field descriptors are cut short")
+        fields = self._fields(self._front[HEADER.itemsize :].view(DESCRIPTOR))
+        row = row_type(fields)
+        end = len(self._front) + samples * row.itemsize
+        if not samples or not end <= table <= len(self._file) or (len(self._file) - table) % ALLOCATION.itemsize:
+            raise self._broken("it holds no image" if not samples else "its tables are cut short")
+        self.page_size = int(header["page_size"])
+        self._rows = self._file[len(self._front) : end].view(row)
+        self._allocations = self._file[table:].view(ALLOCATION)
+        self._data_region = (end, table)
+        self.field_names = tuple(name for name, _ in fields)
+        self.image_field = next(name for name, kind in fields if kind == IMAGE_FIELD)
+        integers = [name for name, kind in fields if kind == INT_FIELD and name != "checksum"]
+        self.label_field = "label" if "label" in integers else next(iter(integers), None)
+        self.images = self._rows[self.image_field]
+
+    def _fields(self, descriptors: NDArray[np.void]) -> tuple[tuple[str, int], ...]:
+        fields = tuple((name.decode("latin-1"), int(kind)) for kind, name, _ in descriptors)
+        if not all(kind in FIELD_TYPES for _, kind in fields) or len(dict(fields)) < len(fields):
+            raise self._broken(f"its fields are not ones that FFCV defines: {dict(fields)}")
+        if IMAGE_FIELD not in dict(fields).values():
+            raise self._broken(f"it has no image field, only {', '.join(dict(fields))}")
+        return fields
+
+    def _lengths(self) -> NDArray[np.uint64]:
+        """Each image's length, from the allocation table: in sample order as we write it, in any order as ffcv does."""
+        pointers, table = self.images["pointer"], self._allocations
+        if np.array_equal(pointers, table["pointer"]):
+            return table["length"]
+        order = np.argsort(table["pointer"])
+        position = np.searchsorted(table["pointer"], pointers, sorter=order)
+        found = order[np.minimum(position, len(order) - 1)] if len(order) else np.empty(0, np.int64)
+        if not np.array_equal(table["pointer"][found], pointers):
+            raise self._broken("its allocation table does not list every image")
+        return table["length"][found]
+
+    def _check_images(self) -> None:
+        """Each image lies within the data region and is of a known kind, so that no read goes astray."""
+        start, end = self._data_region
+        pointers = self.images["pointer"]
+        # `end - pointers` cannot wrap around once pointers <= end holds, whereas `pointers + lengths` could
+        inside = (pointers >= start) & (pointers <= end) & (self.lengths <= np.uint64(end) - pointers)
+        if not inside.all():
+            raise self._broken(f"image {int(np.argmin(inside))} lies outside of its data region")
+        if self.images["mode"].max() > RAW:
+            raise self._broken("an image is neither JPEG nor RAW")
+
+    def _labels(self) -> NDArray[np.int64]:
+        """A copy, since rows are strided."""
+        if self.label_field is None:
+            return np.full(len(self._rows), UNLABELLED, np.int64)
+        return self._rows[self.label_field].copy()
+
+    def _classes(self) -> tuple[str, ...]:
+        lowest, highest = int(self.labels.min()), int(self.labels.max())
+        count = len(self.sidecar.classes) if self.sidecar else MOST_CLASSES
+        if highest >= count or lowest < UNLABELLED:
+            raise self._broken(f"its labels reach from {lowest} to {highest}, for {count} classes at most")
+        return self.sidecar.classes if self.sidecar else tuple(map(str, range(highest + 1)))
+
+    def _broken(self, reason: str) -> UserError:
+        return UserError(f"{self.path}: not a whole .beton file ({reason}): convert or copy it again")
+
+    def stored(self, index: int) -> NDArray[np.uint8]:
+        """The image's bytes as they lie in the file, uint8 [length], a read-only view."""
+        start = int(self.images["pointer"][index])
+        return self._file[start : start + int(self.lengths[index])]
+
+    def encoded(self, index: int) -> bytes:
+        if self.images["mode"][index] == RAW:
+            return encode_png(self.decode(index))
+        return self.stored(index).tobytes()
+
+    def decode(self, index: int) -> NDArray[np.uint8]:
+        """uint8 [H, W, 3]; of a RAW image a read-only view of the file."""
+        data, (mode, width, height, _) = self.stored(index), self.images[index].item()
+        if mode == RAW:
+            if len(data) != height * width * 3:
+                raise BrokenImage(self.location(index), f"{len(data)} bytes cannot be {height}×{width} pixels")
+            return data.reshape(height, width, 3)
+        image = decode_rgb(data.tobytes(), self.location(index))
+        if image.shape[:2] != (height, width):
+            raise BrokenImage(self.location(index), f"it decodes to {image.shape}, the table says {height}×{width}")
+        return image
+
+    def location(self, index: int) -> str:
+        return f"{self.path}[{index}]"
+
+    def fingerprint(self) -> str:
+        """A digest of both tables (our checksums are in them) and the classes; without checksums, of the date too."""
+        written = "" if "checksum" in self.field_names else str(self.path.stat().st_mtime_ns)
+        return _sha256(self._front, self._rows, self._allocations, "\0".join((*self.classes, written)).encode())
+
+    def index_sha256(self) -> str:
+        """To hold against the sidecar's `index_sha256`."""
+        return _sha256(self._front, self._rows, self._allocations)
+
+    def __reduce__(self) -> tuple[type[BetonSource], tuple[Path]]:
+        """A process that is not forked opens the file anew; pickling the mapping would copy it."""
+        return BetonSource, (self.path,)
+
+    def close(self) -> None:
+        """Let go of the mapping; it ends when the last RAW view handed out does."""
+        del self._file, self._front, self._rows, self._allocations, self.images, self.lengths
+
+
+def _map(path: Path) -> NDArray[np.uint8]:
+    """The file's bytes, mapped read-only (a plain array over the mapping: slicing a memmap is slower)."""
+    try:
+        return np.asarray(np.memmap(path, np.uint8, mode="r"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be opened ({error.strerror}): is the path right?") from error
+    except ValueError as error:  # numpy's word for an empty file
+        raise UserError(f"{path}: not a whole .beton file (it is empty): convert or copy it again") from error
+
+
+def _sha256(*parts: NDArray[np.generic] | bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else part.data)
+    return digest.hexdigest()

@@ -1,0 +1,191 @@
+"""`ffcv-package`: the ffcv package's own Loader and operations over a `.beton`, for comparison.
+
+Order, indices and labels are ours; the augmentation is the package's, as far as it goes, and that is not all of a
+MoCo list. It has no greyscale, no blur and no hue; brightness, contrast and saturation each decide on their own
+whether they apply and always come in that order; crops are resized by area averaging; JPEGs are decoded once for
+every view, by the fast DCT. Its random values have no seed, so nothing repeats and a resumed run differs. A JPEG
+that cannot be decoded gives stale pixels in silence: it ignores its decoder's return code.
+
+What this file does about the rest: one Loader, compiled once, is re-pointed at each epoch's order, in which each
+batch's indices come once for every view (a pipeline for each would be compiled for each); batches are
+copied, because it overwrites its buffers; the thread of an epoch that was left early is ended; a pipeline that
+raises is noticed, where the package would wait for ever; and torch gets back the threads that importing ffcv and
+starting its Loader take away.
+
+https://github.com/libffcv/ffcv (Leclerc et al. 2023, arXiv 2306.12517). Importing it takes seconds, compiling more.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from penstock.augment.recipe import CenterCrop, ColorJitter, HorizontalFlip, Operation, RandomResizedCrop, Recipe
+from penstock.errors import MissingExtra, UserError
+from penstock.loaders.beton import BetonSource
+from penstock.loaders.contract import Loader, LoaderState, Views
+from penstock.loaders.order import Order
+from penstock.loaders.sources.base import UNLABELLED, Source, Subset
+
+Batches = Generator[tuple[torch.Tensor, torch.Tensor], None, None]
+LOG = logging.getLogger(__name__)
+POLL = 0.0005  # seconds between looks at a queue that is empty
+COMPILED: list[Any] = []  # ffcv's compiled loops are never freed: numba's finalizers print errors when they are
+
+
+class FFCVPackageLoader(Loader):
+    """Views of a `.beton`, made by the ffcv package.
+
+    Args:
+        source: a BetonSource, or some of its images.
+        recipe: its operations that the package lacks are left out, with a warning.
+        workers: threads of the package's compiled loops.
+
+    Raises:
+        MissingExtra: the package is not installed.
+        UserError: the source is no `.beton`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        recipe: Recipe,
+        order: Order,
+        workers: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.shard, self.positions = _unwrap(source)
+        self.recipe, self.order, self.state = recipe, order, LoaderState()
+        self.device, self.dtype = torch.device(device), dtype
+        with _torch_threads_kept():
+            ffcv = _import_ffcv()
+            self.loader = ffcv.loader.Loader(
+                str(self.shard.path),
+                batch_size=order.batch * recipe.views,
+                num_workers=workers,
+                order=ffcv.loader.OrderOption.SEQUENTIAL,
+                drop_last=False,
+                pipelines=pipelines(self.shard, recipe),
+            )
+        COMPILED.append(self.loader.code)
+
+    def epoch(self, epoch: int, consumed: int = 0) -> Iterator[Views]:
+        steps = [self.order.indices(epoch, step, consumed) for step in range(self.order.steps(consumed))]
+        with closing(self._walk(steps)) as batches:
+            for index in steps:
+                # a rank that has no part in a kept tail still takes the step, with an empty batch
+                views, label = next(batches) if len(index) else self._empty()
+                group = views.to(self.device, self.dtype, non_blocking=True)
+                yield Views(groups=[group], index=torch.from_numpy(index), label=label)
+
+    def _walk(self, steps: list[NDArray[np.int64]]) -> Batches:
+        """The package's batches for these steps: views, float [V·N, 3, S, S], and labels, int64 [N], copied."""
+        order = np.concatenate([np.tile(self.positions[index], self.recipe.views) for index in steps])
+        # `Sequential` gives these indices back as the epoch's order; the length is taken from the first order
+        self.loader.traversal_order.indices = self.loader.first_traversal_order = order.astype(np.uint64)
+        with _torch_threads_kept():
+            thread = iter(self.loader)
+        try:
+            while (batch := _take(thread)) is not None:
+                fields = dict(zip(self.loader.pipeline_specs, batch, strict=True))
+                views = fields[self.shard.image_field].clone()
+                samples = len(views) // self.recipe.views
+                label = fields.get(self.shard.label_field, torch.full((samples, 1), UNLABELLED))
+                yield views, label[:samples, 0].clone()
+        finally:
+            _end(thread)
+
+    def _empty(self) -> tuple[torch.Tensor, torch.Tensor]:
+        size = self.recipe.size
+        return torch.empty(0, 3, size, size), torch.empty(0, dtype=torch.int64)
+
+
+def pipelines(shard: BetonSource, recipe: Recipe) -> dict[str, Any]:
+    """What the package is to do with each field: the image's operations, the label as it is, nothing with others."""
+    from ffcv.transforms import NormalizeImage, ToTensor, ToTorchImage
+
+    left_out = [str(operation) for operation in recipe.operations if not translate(operation, recipe.size)]
+    left_out += ["hue" for operation in recipe.operations if isinstance(operation, ColorJitter) and operation.hue]
+    if left_out:
+        LOG.warning("ffcv-package: the package has no %s: left out", ", ".join(left_out))
+    image = [part for operation in recipe.operations for part in translate(operation, recipe.size)]
+    image.append(NormalizeImage(255 * np.array(recipe.mean), 255 * np.array(recipe.std), np.float32))
+    made: dict[str, Any] = dict.fromkeys(shard.field_names)
+    made[shard.image_field] = [*image, ToTensor(), ToTorchImage()]
+    if shard.label_field:
+        del made[shard.label_field]  # the package's default: decoded, as a tensor
+    return made
+
+
+def translate(operation: Operation, size: int) -> list[Any]:
+    """The package's operations that come nearest; none where it has nothing of the kind."""
+    from ffcv import transforms
+    from ffcv.fields import rgb_image
+
+    match operation:
+        case RandomResizedCrop(scale=scale, ratio=ratio):
+            return [rgb_image.RandomResizedCropRGBImageDecoder((size, size), scale=scale, ratio=ratio)]
+        case CenterCrop(fraction=fraction):
+            return [rgb_image.CenterCropRGBImageDecoder((size, size), ratio=fraction)]
+        case HorizontalFlip(p=p):
+            return [transforms.RandomHorizontalFlip(p)]
+        case ColorJitter(brightness=brightness, contrast=contrast, saturation=saturation, p=p):
+            kinds = (transforms.RandomBrightness, transforms.RandomContrast, transforms.RandomSaturation)
+            ranges = (brightness, contrast, saturation)
+            return [kind(magnitude, p) for kind, magnitude in zip(kinds, ranges, strict=True) if magnitude]
+    return []
+
+
+def _unwrap(source: Source) -> tuple[BetonSource, NDArray[np.int64]]:
+    """The shard under any subsets, and where in it each image of the source lies, int64 [N]."""
+    if isinstance(source, Subset):
+        shard, positions = _unwrap(source.source)
+        return shard, positions[source.indices]
+    if not isinstance(source, BetonSource):
+        raise UserError(f"{source.name}: ffcv-package reads only .beton: python loaders/convert.py SRC NAME.beton")
+    return source, np.arange(len(source))
+
+
+def _import_ffcv() -> Any:
+    try:
+        import ffcv.loader
+    except ImportError as error:
+        raise MissingExtra("the ffcv package", "ffcv") from error
+    return ffcv
+
+
+@contextmanager
+def _torch_threads_kept() -> Iterator[None]:
+    """ffcv sets torch's threads to 1 when imported, and to its own count whenever a Loader starts."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _take(thread: Any) -> tuple[torch.Tensor, ...] | None:
+    """The next batch, or None at the epoch's end. Raises RuntimeError if the thread that makes them has died."""
+    while thread.output_queue.empty():
+        if not thread.is_alive() and thread.output_queue.empty():
+            raise RuntimeError("ffcv's pipeline raised an error (printed above) and gives no more batches")
+        time.sleep(POLL)
+    return next(thread, None)
+
+
+def _end(thread: Any) -> None:
+    """End the thread of an epoch, whole or not: it may be waiting for room in its queue."""
+    thread.close()
+    while thread.is_alive():
+        while not thread.output_queue.empty():
+            thread.output_queue.get_nowait()
+        thread.join(timeout=POLL)

@@ -1,0 +1,347 @@
+"""Conversion: what is passed through, encoded anew, shrunk, skipped; the same bytes each time; whole files or none."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from penstock.errors import UserError
+from penstock.loaders import convert as convert_module
+from penstock.loaders.beton import PAGE_SIZE, BetonSource
+from penstock.loaders.convert import convert, main
+from penstock.loaders.decode import decode_rgb, encode_jpeg
+from penstock.loaders.sidecar import sidecar_path
+from penstock.loaders.sources.arrays import ImageArrays
+from penstock.loaders.sources.folder import ImageFolder
+from penstock.loaders.webdataset import WebDatasetSource
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def smooth(height: int, width: int, seed: int) -> NDArray[np.uint8]:
+    coarse = np.random.default_rng(seed).integers(40, 216, (3, 3, 3), np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def save(path: Path, image: Image.Image, **options: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Twenty plain JPEGs of several sizes in two classes."""
+    for i in range(20):
+        path = tmp_path / "photos" / ("cat", "dog")[i % 2] / f"{i:02d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode_jpeg(smooth(40 + 3 * i, 90 - i, i), 90))
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def broken(photos: Path) -> Path:
+    """The same with a text under a JPEG's name and a JPEG cut short."""
+    (photos / "cat" / "04.jpg").write_text("no image")
+    whole = (photos / "dog" / "05.jpg").read_bytes()
+    (photos / "dog" / "05.jpg").write_bytes(whole[: len(whole) // 2])
+    return photos
+
+
+def folder(path: Path) -> ImageFolder:
+    return ImageFolder(path, name="photos")
+
+
+def names(path: Path) -> list[str]:
+    return sorted(entry.name for entry in path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", ["beton", "tar"])
+def test_plain_jpegs_pass_through_untouched(photos: Path, tmp_path: Path, suffix: str) -> None:
+    source = folder(photos)
+    report = convert(source, tmp_path / f"x.{suffix}", progress=False)
+    shard = BetonSource(report.path) if suffix == "beton" else WebDatasetSource(report.path)
+    assert (report.samples, report.untouched, report.reencoded) == (20, 20, {})
+    assert (shard.classes, shard.labels.tolist()) == (("cat", "dog"), source.labels.tolist())
+    assert [shard.encoded(i) for i in range(20)] == [source.path(i).read_bytes() for i in range(20)]
+    assert shard.sidecar is not None and shard.sidecar.provenance.fingerprint == source.fingerprint()
+
+
+def test_what_decoders_read_differently_is_encoded_anew_and_counted(tmp_path: Path) -> None:
+    image = Image.fromarray(smooth(40, 60, 0))
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
+    save(tmp_path / "set" / "a.jpg", image, exif=rotated)
+    save(tmp_path / "set" / "b.jpg", image.convert("CMYK"))
+    save(tmp_path / "set" / "c.png", image)
+    save(tmp_path / "set" / "d.jpg", image)
+    (tmp_path / "set" / "e.jpg").write_bytes((tmp_path / "set" / "d.jpg").read_bytes() + b"a camera's own trailer")
+    save(tmp_path / "set" / "f.jpg", image.convert("L"))
+    (tmp_path / "set" / "c.png").rename(tmp_path / "set" / "c.jpg")  # a PNG under a JPEG's name
+    source = folder(tmp_path / "set")
+    report = convert(source, tmp_path / "x.beton", quality=95, progress=False)
+    assert report.untouched == 2  # d, and f, which is grey
+    assert report.reencoded == {"bytes after its end": 1, "not JPEG": 1, "not a plain upright JPEG": 2}
+    shard = BetonSource(report.path)
+    assert shard.images["mode"].tolist() == [0, 0, 1, 0, 0, 0]
+    assert shard.decode(0).shape == (60, 40, 3)  # upright
+    for i in range(6):
+        assert np.abs(shard.decode(i).astype(int) - source.decode(i)).mean() < (3 if i in (0, 1, 4) else 1e-9)
+
+
+@pytest.mark.parametrize("suffix", ["beton", "tar"])
+def test_arrays_are_kept_losslessly(tmp_path: Path, suffix: str) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (30, 32, 32, 3), np.uint8)
+    report = convert(ImageArrays(images, [-1] * 30, [], "noise"), tmp_path / f"x.{suffix}", progress=False)
+    shard = BetonSource(report.path) if suffix == "beton" else WebDatasetSource(report.path)
+    assert shard.classes == () and shard.labels.tolist() == [-1] * 30
+    for i in range(30):
+        np.testing.assert_array_equal(shard.decode(i), images[i])
+
+
+def test_limits_on_the_sides(photos: Path, tmp_path: Path) -> None:
+    source = folder(photos)
+    longest = convert(source, tmp_path / "max.beton", max_side=64, progress=False)
+    sizes = np.array([BetonSource(longest.path).decode(i).shape[:2] for i in range(20)])
+    assert (sizes.max(axis=1) == 64).all() and longest.untouched == 0
+    convert(source, tmp_path / "short.beton", short_side=60, encoding="raw", progress=False)
+    shard = BetonSource(tmp_path / "short.beton")
+    assert shard.storage == "raw"
+    for i in range(20):
+        height, width = source.decode(i).shape[:2]
+        expected = (60 / min(height, width)) if min(height, width) > 60 else 1  # never enlarged
+        assert shard.decode(i).shape == (round(height * expected), round(width * expected), 3)
+    partly = convert(source, tmp_path / "part.beton", max_side=85, progress=False)
+    assert 0 < partly.untouched < 20 and partly.reencoded == {"resized": 20 - partly.untouched}
+
+
+def test_shrinking_averages_and_does_not_alias(tmp_path: Path) -> None:
+    """One-pixel stripes become grey; nearest or plain bilinear sampling would keep black and white."""
+    stripes = np.zeros((1, 120, 120, 3), np.uint8)
+    stripes[:, :, ::2] = 255
+    report = convert(ImageArrays(stripes, [0], ["s"], "s"), tmp_path / "s.beton", max_side=30, progress=False)
+    inner = BetonSource(report.path).decode(0)[:, 2:-2].astype(int)
+    assert np.abs(inner - 127).max() <= 6
+
+
+def test_encoding_jpeg_encodes_all(photos: Path, tmp_path: Path) -> None:
+    low = convert(folder(photos), tmp_path / "low.beton", encoding="jpeg", quality=20, progress=False)
+    assert low.reencoded == {"as asked": 20} and BetonSource(low.path).storage == "jpeg"
+    high = convert(folder(photos), tmp_path / "high.beton", encoding="jpeg", quality=95, progress=False)
+    lengths = [BetonSource(report.path).lengths.sum() for report in (low, high)]
+    assert 1.5 * lengths[0] < lengths[1]
+
+
+def test_what_is_larger_than_a_page_becomes_jpeg(tmp_path: Path) -> None:
+    images = np.zeros((1, 1700, 1700, 3), np.uint8)
+    assert images.nbytes > PAGE_SIZE
+    report = convert(ImageArrays(images, [0], ["black"], "big"), tmp_path / "x.beton", encoding="raw", progress=False)
+    assert report.reencoded == {"larger than a page": 1} and BetonSource(report.path).storage == "jpeg"
+
+
+@pytest.mark.parametrize("suffix", ["beton", "tar"])
+def test_the_same_bytes_whatever_the_number_of_workers(broken: Path, tmp_path: Path, suffix: str) -> None:
+    written = []
+    for workers in (1, 2, 7):
+        path = tmp_path / str(workers) / f"x.{suffix}"
+        convert(folder(broken), path, workers=workers, max_side=70, on_error="skip", progress=False)
+        written.append([file.read_bytes() for file in sorted(path.parent.iterdir()) if file.suffix != ".json"])
+    assert written[0] == written[1] == written[2]
+
+
+@pytest.mark.parametrize("suffix", ["beton", "tar"])
+def test_a_broken_image_stops_and_leaves_nothing(broken: Path, tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=r"04\.jpg.*--on-error skip"):
+        convert(folder(broken), out / f"x.{suffix}", progress=False)
+    assert names(out) == []
+
+
+@pytest.mark.parametrize("suffix", ["beton", "tar"])
+def test_skipped_images_are_counted_and_listed(broken: Path, tmp_path: Path, suffix: str) -> None:
+    report = convert(folder(broken), tmp_path / f"x.{suffix}", on_error="skip", progress=False)
+    shard = BetonSource(report.path) if suffix == "beton" else WebDatasetSource(report.path)
+    assert len(shard) == report.samples == 18
+    listed = json.loads(sidecar_path(report.path).read_text())["provenance"]
+    assert [Path(skipped["location"]).name for skipped in listed["skipped"]] == ["04.jpg", "05.jpg"]
+    assert listed["source_samples"] == 20 and all(skipped["reason"] for skipped in listed["skipped"])
+    source = folder(broken)
+    kept = [i for i in range(20) if source.path(i).name not in ("04.jpg", "05.jpg")]
+    assert shard.labels.tolist() == source.labels[kept].tolist()
+    assert [shard.encoded(i) for i in range(18)] == [source.encoded(i) for i in kept]
+
+
+def test_a_set_without_one_whole_image_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="none of its 1 images"):
+        convert(folder(tmp_path / "set"), tmp_path / "out" / "x.beton", on_error="skip", progress=False)
+    assert names(tmp_path / "out") == []
+
+
+def test_an_existing_shard_is_only_replaced_when_asked_for(photos: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.beton"
+    convert(folder(photos), path, progress=False)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="--overwrite"):
+        convert(folder(photos), path, encoding="raw", progress=False)
+    assert path.read_bytes() == before
+    convert(BetonSource(path), path, encoding="raw", overwrite=True, progress=False)  # from itself, even
+    assert BetonSource(path).storage == "raw"
+
+
+def test_a_failure_in_the_middle_keeps_the_old_shard(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out" / "x.beton"
+    convert(folder(photos), path, progress=False)
+    before, files = path.read_bytes(), names(tmp_path / "out")
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(convert_module, "write_sidecar", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert(folder(photos), path, encoding="raw", overwrite=True, progress=False)
+    assert path.read_bytes() == before and names(tmp_path / "out") == files
+    BetonSource(path)
+
+
+def test_work_runs_only_a_bounded_way_ahead_of_the_writer(tmp_path: Path) -> None:
+    """Memory stays flat when the disk is slower than the encoder."""
+
+    class Counting(ImageArrays):
+        decoded = 0
+
+        def decode(self, index: int) -> NDArray[np.uint8]:
+            self.decoded += 1
+            return super().decode(index)
+
+    images = np.zeros((2000, 4, 4, 3), np.uint8)
+    source = Counting(images, [0] * 2000, ["a"], "many")
+    encoded = convert_module.encode_all(source, convert_module.Encoding(), PAGE_SIZE, workers=2)
+    next(encoded)
+    time.sleep(0.2)
+    assert source.decoded <= 2 * 2 * 8 + 8
+    encoded.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"encoding": "webp"}, "--encoding 'webp'"),
+        ({"quality": 0}, "--quality 0"),
+        ({"max_side": 0}, "--max-side 0"),
+        ({"short_side": -1}, "--short-side -1"),
+        ({"on_error": "ignore"}, "--on-error 'ignore'"),
+        ({"format": "zip"}, "--format 'zip'"),
+        ({"format": "webdataset"}, "give it such a name"),
+    ],
+)
+def test_wrong_options(photos: Path, tmp_path: Path, options: dict[str, str], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        convert(folder(photos), tmp_path / "x.beton", progress=False, **options)
+
+
+def test_the_format_gives_the_suffix(photos: Path, tmp_path: Path) -> None:
+    assert convert(folder(photos), tmp_path / "x", format="beton", progress=False).path == tmp_path / "x.beton"
+    with pytest.raises(UserError, match=r"NAME\.beton"):
+        convert(folder(photos), tmp_path / "x", progress=False)
+
+
+def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    """The command, by path and from another folder, as users type it."""
+    command = [sys.executable, str(ROOT / "loaders" / "convert.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, cwd="/", **options)
+
+
+def test_the_command_converts_and_a_broken_image_is_exit_code_2(broken: Path, tmp_path: Path) -> None:
+    stopped = run(broken, tmp_path / "x.beton")
+    assert stopped.returncode == 2
+    assert [line for line in stopped.stderr.splitlines() if "penstock:" in line and "04.jpg" in line]
+    assert "Traceback" not in stopped.stderr and not (tmp_path / "x.beton").exists()
+    done = run(broken, tmp_path / "x.beton", "--on-error", "skip", "--limit", 20)
+    assert done.returncode == 0, done.stderr
+    assert "18 images" in done.stdout and "2 broken ones skipped" in done.stdout and "05.jpg" in done.stdout
+
+
+@pytest.mark.parametrize("suffix", ["beton", "tar"])
+def test_inspect_says_what_a_shard_holds(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    path = tmp_path / f"x.{suffix}"
+    convert(folder(photos), path, max_side=64, quality=77, progress=False)
+    assert main(["--inspect", str(path)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "20,",
+        "cat, dog",
+        "max 64 px",
+        "quality 77",
+        "max_side 64",
+        "20 encoded anew (resized)",
+        "as written",
+    ):
+        assert words in shown
+    sidecar_path(path).unlink()
+    main(["--inspect", str(path)])
+    assert "unknown: there is no" in capsys.readouterr().out
+
+
+def test_inspect_sees_a_changed_label(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.beton"
+    convert(folder(photos), path, progress=False)
+    label = BetonSource(path)._rows[0].dtype.fields["label"][1] + len(BetonSource(path)._front)
+    with open(path, "r+b") as file:
+        file.seek(label)
+        file.write(b"\1")
+    main(["--inspect", str(path)])
+    assert "CHANGED" in capsys.readouterr().out
+
+
+def test_an_empty_call_says_what_is_needed() -> None:
+    with pytest.raises(UserError, match="SRC DST"):
+        main([])
+
+
+def test_ctrl_c_leaves_no_file(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1400, 1400, 3), np.uint8)
+    (tmp_path / "set").mkdir()
+    data = io.BytesIO()
+    Image.fromarray(noise).save(data, "JPEG", quality=95)
+    for i in range(200):
+        (tmp_path / "set" / f"{i:03d}.jpg").write_bytes(data.getvalue())
+    out = tmp_path / "out"
+    out.mkdir()
+    command = [sys.executable, str(ROOT / "loaders" / "convert.py"), str(tmp_path / "set"), str(out / "x.tar")]
+    process = subprocess.Popen([*command, "--encoding", "jpeg"], stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: bool(names(out)))
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "penstock: interrupted" in errors and "Traceback" not in errors
+    assert names(out) == []
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not start in time"
+        time.sleep(0.01)
+
+
+def test_pixels_pass_through_the_one_decoder(photos: Path, tmp_path: Path) -> None:
+    """RAW holds what `decode_rgb` gives."""
+    convert(folder(photos), tmp_path / "x.beton", encoding="raw", progress=False)
+    shard, source = BetonSource(tmp_path / "x.beton"), folder(photos)
+    for i in range(20):
+        np.testing.assert_array_equal(shard.decode(i), decode_rgb(source.encoded(i), "image"))

@@ -1,0 +1,177 @@
+"""WebDataset: our tar and index are what tar, `wds2idx` and DALI's reader expect; other people's tars open."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import pickle
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from penstock.errors import BrokenImage, UserError
+from penstock.loaders.convert import convert
+from penstock.loaders.decode import encode_jpeg, encode_png
+from penstock.loaders.sidecar import sidecar_path
+from penstock.loaders.sources.arrays import ImageArrays
+from penstock.loaders.sources.folder import ImageFolder
+from penstock.loaders.webdataset import WebDatasetSource, index_path
+
+needs_dali = pytest.mark.skipif(importlib.util.find_spec("nvidia.dali") is None, reason="DALI is not installed")
+IMAGES = np.random.default_rng(0).integers(0, 256, (12, 10, 14, 3), np.uint8)
+
+
+@pytest.fixture
+def tar(tmp_path: Path) -> Path:
+    """Twelve images as PNG, labels 0 … 2, with index and sidecar."""
+    source = ImageArrays(IMAGES, np.arange(12) % 3, ["cat", "dog", "eel"], "pets-train")
+    convert(source, tmp_path / "pets.tar", progress=False)
+    return tmp_path / "pets.tar"
+
+
+@pytest.fixture
+def jpegs(tmp_path: Path) -> Path:
+    """A folder of JPEGs, one an even and one an odd number of bytes, and one PNG."""
+    for i in range(6):
+        folder = tmp_path / "images" / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{i}.jpg").write_bytes(encode_jpeg(IMAGES[i], 90))
+    (tmp_path / "images" / "b" / "9.png").write_bytes(encode_png(IMAGES[9]))
+    return tmp_path / "images"
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    """A tar as others write them: a folder entry, names of theirs."""
+    with tarfile.open(path, "w") as archive:
+        folder = tarfile.TarInfo("set")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def test_arrays_come_back_bit_for_bit(tar: Path) -> None:
+    source = WebDatasetSource(tar)
+    assert (source.name, source.storage, source.classes) == ("pets-train", "webdataset", ("cat", "dog", "eel"))
+    assert source.labels.tolist() == [0, 1, 2] * 4
+    with ThreadPoolExecutor(8) as pool:
+        for i, image in enumerate(pool.map(source.decode, list(range(12)) * 5)):
+            np.testing.assert_array_equal(image, IMAGES[i % 12])
+
+
+def test_a_pickled_source_opens_again(tar: Path) -> None:
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(WebDatasetSource(tar))).decode(5), IMAGES[5])
+
+
+def test_tar_reads_it(tar: Path) -> None:
+    with tarfile.open(tar) as archive:
+        names = archive.getnames()
+        label = archive.extractfile("000000004.cls")
+        assert label is not None and label.read() == b"1"
+    assert names == [f"{i:09d}.{extension}" for i in range(12) for extension in ("png", "cls")]
+
+
+@needs_dali
+def test_the_index_is_the_one_that_wds2idx_makes(jpegs: Path, tmp_path: Path) -> None:
+    from wds2idx import IndexCreator
+
+    convert(ImageFolder(jpegs, name="jpegs"), tmp_path / "jpegs.tar", progress=False)
+    with IndexCreator(str(tmp_path / "jpegs.tar"), str(tmp_path / "theirs.idx"), verbose=False) as creator:
+        creator.create_index()
+    assert (tmp_path / "jpegs.idx").read_bytes() == (tmp_path / "theirs.idx").read_bytes()
+
+
+@needs_dali
+def test_dali_reads_it(jpegs: Path, tmp_path: Path) -> None:
+    from nvidia.dali import fn, pipeline_def
+
+    convert(ImageFolder(jpegs, name="jpegs"), tmp_path / "jpegs.tar", progress=False)
+
+    @pipeline_def(batch_size=7, num_threads=1, device_id=None)
+    def read() -> tuple:
+        paths, index_paths = [str(tmp_path / "jpegs.tar")], [str(tmp_path / "jpegs.idx")]
+        images, labels = fn.readers.webdataset(paths=paths, index_paths=index_paths, ext=["jpg;png", "cls"])
+        return images, labels
+
+    pipeline = read()
+    pipeline.build()
+    images, labels = pipeline.run()
+    source = WebDatasetSource(tmp_path / "jpegs.tar")
+    assert len(images) == len(source) == 7
+    for i in range(7):
+        assert np.asarray(images.at(i)).tobytes() == source.encoded(i)
+        assert int(np.asarray(labels.at(i)).tobytes()) == source.labels[i]
+
+
+def test_a_missing_index_is_made_again_with_a_note(tar: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ours = index_path(tar).read_bytes()
+    index_path(tar).unlink()
+    assert len(WebDatasetSource(tar)) == 12
+    assert index_path(tar).read_bytes() == ours
+    assert "no index beside it" in caplog.text
+
+
+def test_without_a_sidecar_labels_come_from_the_tar(tar: Path) -> None:
+    sidecar_path(tar).unlink()
+    source = WebDatasetSource(tar)
+    assert source.labels.tolist() == [0, 1, 2] * 4
+    assert (source.name, source.classes, source.sidecar) == ("pets", ("0", "1", "2"), None)
+
+
+def test_a_tar_of_other_people_opens(tmp_path: Path) -> None:
+    """Components in another order and of other kinds, dots in names, folders, hidden files."""
+    data = encode_png(IMAGES[0])
+    members = [("set/.hidden", b"x")]
+    for name, label in (("a", b"4"), ("b", b"2\n")):
+        members += [(f"set/{name}.cls", label), (f"set/{name}.json", b"{}"), (f"set/{name}.png", data)]
+    source = WebDatasetSource(write_tar(tmp_path / "theirs.tar", members))
+    assert source.labels.tolist() == [4, 2] and source.encoded(1) == data
+    unlabelled = WebDatasetSource(write_tar(tmp_path / "plain.tar", [("0.png", data), ("1.png", data)]))
+    assert unlabelled.labels.tolist() == [-1, -1] and unlabelled.classes == ()
+
+
+def test_an_image_cut_short_is_named(tmp_path: Path) -> None:
+    members = [("0.png", encode_png(IMAGES[0])), ("1.png", encode_png(IMAGES[1])[:60]), ("2.png", b"")]
+    source = WebDatasetSource(write_tar(tmp_path / "bad.tar", members))
+    for i in (1, 2):
+        with pytest.raises(BrokenImage, match=rf"bad\.tar\[{i}\]"):
+            source.decode(i)
+
+
+@pytest.mark.parametrize(
+    ("tar_bytes", "index", "says"),
+    [
+        (b"", None, "empty"),
+        (b"no tar at all" * 100, None, "not an uncompressed tar"),
+        (bytes(4096), b"v1.1 1\n", "its index starts with"),
+        (bytes(4096), b"v1.2 0\n", "its index starts with"),
+        (bytes(4096), b"v1.2 1\njpg 512 9 a.jpg cls 1536", "same components"),
+        (bytes(4096), b"v1.2 1\ncls 1536 1 a.cls", "has not one image"),
+        (bytes(4096), b"v1.2 1\njpg 512 9999 a.jpg cls 1536 1 a.cls", "reaches beyond its end"),
+        (bytes(4096), b"v1.2 1\njpg 99999999999999999999 9 a.jpg cls 1536 1 a.cls", "its index"),
+        (bytes(4096), b"v1.2 1\njpg 512 nine a.jpg cls 1536 1 a.cls", "its index"),
+        (bytes(4096), b"v1.2 1\njpg 512 9 a.jpg cls 1536 1 a.cls", "does not hold a number"),
+    ],
+)
+def test_what_is_no_tar_with_its_index_is_refused(
+    tmp_path: Path, tar_bytes: bytes, index: bytes | None, says: str
+) -> None:
+    (tmp_path / "bad.tar").write_bytes(tar_bytes)
+    if index is not None:
+        (tmp_path / "bad.idx").write_bytes(index)
+    with pytest.raises(UserError, match=says) as error:
+        WebDatasetSource(tmp_path / "bad.tar")
+    assert str(tmp_path / "bad") in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_tar_cut_short_is_refused(tar: Path) -> None:
+    data = tar.read_bytes()
+    tar.write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match="cut short"):
+        WebDatasetSource(tar)
