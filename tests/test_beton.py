@@ -160,6 +160,22 @@ def test_a_file_cut_short_anywhere_is_refused(mixed: Path) -> None:
             BetonSource(mixed)
 
 
+@pytest.mark.parametrize(
+    ("pointer", "length"),
+    [(1 << 40, 4), ((1 << 64) - 1, 4), (0, 4), (PAGE_SIZE, 1 << 30), (PAGE_SIZE, (1 << 64) - 1)],
+)
+def test_an_image_outside_of_the_data_region_is_refused(mixed: Path, pointer: int, length: int) -> None:
+    """Both tables agree on a place that is not there; sums that wrap around must not look right."""
+    data = bytearray(mixed.read_bytes())
+    table = int(np.frombuffer(data, HEADER, 1)[0]["allocation_table"])
+    np.frombuffer(data, ALLOCATION, offset=table)[2] = (2, pointer, length)
+    rows = np.frombuffer(data, row_type(FIELDS), 8, offset=HEADER.itemsize + len(FIELDS) * DESCRIPTOR.itemsize)
+    rows["image"]["pointer"][2] = pointer
+    mixed.write_bytes(data)
+    with pytest.raises(UserError, match="image 2 lies outside of its data region"):
+        BetonSource(mixed)
+
+
 def flip(path: Path, position: int) -> None:
     with open(path, "r+b") as file:
         file.seek(position)

@@ -121,6 +121,8 @@ def test_limits_on_the_sides(photos: Path, tmp_path: Path) -> None:
         height, width = source.decode(i).shape[:2]
         expected = (60 / min(height, width)) if min(height, width) > 60 else 1  # never enlarged
         assert shard.decode(i).shape == (round(height * expected), round(width * expected), 3)
+    larger = convert(source, tmp_path / "larger.beton", max_side=500, short_side=500, progress=False)
+    assert larger.untouched == 20  # nothing is enlarged
     partly = convert(source, tmp_path / "part.beton", max_side=85, progress=False)
     assert 0 < partly.untouched < 20 and partly.reencoded == {"resized": 20 - partly.untouched}
 

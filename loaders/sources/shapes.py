@@ -33,7 +33,7 @@ SPLITS = {"train": 3000, "val": 600}  # images, all classes alike
 SEED = 0
 QUALITY = 90  # of the JPEG files
 
-Field = NDArray[np.float32]  # one number for each pixel
+Field = NDArray[np.floating]  # float32: one number for each pixel, or a colour's three
 Generator = np.random.Generator
 
 
@@ -72,18 +72,17 @@ def beads(x: Field, y: Field) -> Field:
     return np.minimum(np.hypot(x, y), np.hypot(u - 0.85, v)) - 0.26
 
 
-def target(x: Field, y: Field) -> Field:
-    """A ring, and a smaller one inside."""
-    radius = np.hypot(x, y)
-    return np.minimum(np.abs(radius - 0.88), np.abs(radius - 0.3)) - 0.17
+def ring(x: Field, y: Field) -> Field:
+    return np.abs(np.hypot(x, y) - 0.8) - 0.25
 
 
-def window(x: Field, y: Field) -> Field:
-    """A frame of four panes."""
-    return np.maximum(square(x, y), -box(np.abs(x) - 0.42, np.abs(y) - 0.42, 0.27, 0.27))
+def snowflake(x: Field, y: Field) -> Field:
+    """Three thin bars that cross."""
+    u, v = folded(x, y, 6)
+    return np.maximum(u - 1.25, np.abs(v) - 0.11)
 
 
-def star(x: Field, y: Field, tips: int = 5, waist: float = 0.5) -> Field:
+def star(x: Field, y: Field, tips: int = 5, waist: float = 0.45) -> Field:
     """A star, or a polygon, whose tips lie at 1.2; `waist` is the radius halfway between two of them."""
     u, v = folded(x, y, tips)
     along, across = waist * cos(pi / tips) - 1.2, waist * sin(pi / tips)
@@ -104,15 +103,15 @@ def folded(x: Field, y: Field, times: int) -> tuple[Field, Field]:
 
 CLASSES = {
     "beads": Kind(outline=beads),
-    "chequer": Kind(outline=square, second_colour=lambda x, y: np.sin(x * 5) * np.sin(y * 5)),
-    "cross": Kind(outline=cross, size=1.05),
-    "disc": Kind(outline=disc, size=1.15),
-    "needle": Kind(outline=lambda x, y: box(x, y, 1.5, 0.1)),
-    "star": Kind(outline=star, size=1.15),
-    "stripes": Kind(outline=disc, second_colour=lambda x, y: np.sin(x * 7)),
-    "target": Kind(outline=target),
-    "triangle": Kind(outline=triangle, size=1.15),
-    "window": Kind(outline=window),
+    "chequer": Kind(outline=square, second_colour=lambda x, y: np.sin(x * 3.4) * np.sin(y * 3.4)),
+    "cross": Kind(outline=cross, size=1.1),
+    "disc": Kind(outline=disc, size=1.3),
+    "needle": Kind(outline=lambda x, y: box(x, y, 1.5, 0.12)),
+    "ring": Kind(outline=ring),
+    "snowflake": Kind(outline=snowflake),
+    "star": Kind(outline=star, size=0.9),
+    "stripes": Kind(outline=disc, second_colour=lambda x, y: np.sin(x * 6), size=1.1),
+    "triangle": Kind(outline=triangle, size=1.2),
 }
 
 
@@ -138,7 +137,7 @@ def table(rng: Generator, height: int, width: int) -> Field:
     """An almost grey surface, whose grain is of another size each way."""
     across, down = np.exp(rng.uniform(-0.9, 0.9, 2))
     octaves = [(cells * down, cells * across, 0.75**octave) for octave, cells in enumerate((2, 5, 12, 28))]
-    grain = sum(smooth(rng, height, width, *cells) * (weight * rng.uniform(0.1, 1)) for *cells, weight in octaves)
+    grain = sum(smooth(rng, height, width, d, a) * (weight * rng.uniform(0.1, 1)) for d, a, weight in octaves)
     dark, bright = colour(rng, (0, 0.05), (0.42, 0.58)), colour(rng, (0, 0.05), (0.42, 0.58))
     return dark + (bright - dark) * np.clip(0.5 + 0.1 * grain, 0, 1)[..., None]
 
@@ -148,7 +147,7 @@ def scatter(rng: Generator, height: int, width: int, size: float) -> list[tuple[
     wanted = rng.integers(9, 15)
     placed: list[tuple[float, float, float]] = []
     for _ in range(60):
-        radius = min(height, width) * size * rng.uniform(0.15, 0.19)
+        radius = min(height, width) * size * rng.uniform(0.17, 0.21)
         x, y = rng.uniform(0, width), rng.uniform(0, height)
         if len(placed) < wanted and all(hypot(x - a, y - b) > 0.98 * (radius + r) for a, b, r in placed):
             placed.append((x, y, radius))
@@ -193,7 +192,7 @@ def lit(rng: Generator, outline: Field, radius: float, light: float) -> Field:
     height = np.sqrt(np.clip(-2 * outline, 0, 1))
     slope_down, slope_across = np.gradient(height)
     slope = slope_across * cos(light) + slope_down * sin(light)
-    grain = smooth(rng, *outline.shape, 6, 6) * rng.uniform(0, 0.1)
+    grain = smooth(rng, outline.shape[0], outline.shape[1], 6, 6) * rng.uniform(0, 0.1)
     return np.clip(1 - rng.uniform(0.06, 0.18) * radius * slope + grain, 0.3, 1.7)
 
 
