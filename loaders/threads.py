@@ -34,13 +34,14 @@ def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
 def one_thread_each(workers: int, name: str) -> ThreadPoolExecutor:
     """A pool of threads in which torch's own operations use one thread, leaving the caller's setting alone.
 
-    torch keeps its count per thread, set from a process-wide value when a thread first computes. So each worker
-    sets 1 for itself, and the process-wide value is put back once all have.
+    torch keeps its count per thread, copied from a process-wide value when a thread first asks for it. So each
+    worker asks, then sets 1 for itself, and the process-wide value is put back once all have.
     """
     before = torch.get_num_threads()
     started = threading.Barrier(workers + 1)
 
     def start() -> None:
+        torch.get_num_threads()
         torch.set_num_threads(1)
         started.wait()
 
