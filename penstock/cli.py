@@ -2,7 +2,7 @@
 
     penstock train --loader dali
 
-Each sub-command is a module with `main(arguments)` and is imported only when it runs, so that `penstock --help` is instant.
+Each sub-command is a module with `main(arguments)`, imported only when it runs: `penstock --help` is instant.
 """
 
 from __future__ import annotations

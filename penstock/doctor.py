@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from penstock import __version__
@@ -53,5 +54,5 @@ def _size(folder: Path) -> str:
 def _loader_table() -> Table:
     table = Table("loader", "runs here", "what it is", box=None, title="\nLoaders", title_justify="left")
     for name, info in LOADERS.items():
-        table.add_row(name, "no" if missing(name) else "yes", missing(name) or info.about)
+        table.add_row(name, "no" if missing(name) else "yes", escape(missing(name) or info.about))
     return table

@@ -73,7 +73,7 @@ def beads(x: Field, y: Field) -> Field:
 
 
 def ring(x: Field, y: Field) -> Field:
-    return np.abs(np.hypot(x, y) - 0.8) - 0.25
+    return np.abs(np.hypot(x, y) - 0.85) - 0.19
 
 
 def snowflake(x: Field, y: Field) -> Field:
@@ -103,15 +103,15 @@ def folded(x: Field, y: Field, times: int) -> tuple[Field, Field]:
 
 CLASSES = {
     "beads": Kind(outline=beads),
-    "chequer": Kind(outline=square, second_colour=lambda x, y: np.sin(x * 3.4) * np.sin(y * 3.4)),
+    "chequer": Kind(outline=square, second_colour=lambda x, y: np.cos(x * 4.9) * np.cos(y * 4.9), size=1.15),
     "cross": Kind(outline=cross, size=1.1),
     "disc": Kind(outline=disc, size=1.3),
     "needle": Kind(outline=lambda x, y: box(x, y, 1.5, 0.12)),
     "ring": Kind(outline=ring),
     "snowflake": Kind(outline=snowflake),
     "star": Kind(outline=star, size=0.9),
-    "stripes": Kind(outline=disc, second_colour=lambda x, y: np.sin(x * 6), size=1.1),
-    "triangle": Kind(outline=triangle, size=1.2),
+    "stripes": Kind(outline=disc, second_colour=lambda x, y: np.sin(x * 7), size=1.15),
+    "triangle": Kind(outline=triangle, size=1.1),
 }
 
 
@@ -138,7 +138,7 @@ def table(rng: Generator, height: int, width: int) -> Field:
     across, down = np.exp(rng.uniform(-0.9, 0.9, 2))
     octaves = [(cells * down, cells * across, 0.75**octave) for octave, cells in enumerate((2, 5, 12, 28))]
     grain = sum(smooth(rng, height, width, d, a) * (weight * rng.uniform(0.1, 1)) for d, a, weight in octaves)
-    dark, bright = colour(rng, (0, 0.05), (0.42, 0.58)), colour(rng, (0, 0.05), (0.42, 0.58))
+    dark, bright = colour(rng, (0, 0.12), (0.35, 0.65)), colour(rng, (0, 0.12), (0.35, 0.65))
     return dark + (bright - dark) * np.clip(0.5 + 0.1 * grain, 0, 1)[..., None]
 
 
@@ -199,7 +199,7 @@ def lit(rng: Generator, outline: Field, radius: float, light: float) -> Field:
 def expose(rng: Generator, image: Field) -> NDArray[np.uint8]:
     """Uneven light, haze, a colour cast, the sensor's noise and a lens that is not quite in focus."""
     height, width, _ = image.shape
-    light = smooth(rng, height, width, 3, 3) * rng.uniform(0.2, 0.4) + rng.uniform(-0.2, 0.15)
+    light = smooth(rng, height, width, 3, 3) * rng.uniform(0.2, 0.5) + rng.uniform(-0.35, 0.2)
     image = image * np.exp(light)[..., None] * rng.uniform(0.97, 1.03, 3).astype(np.float32)
     image += (image.mean() - image) * rng.uniform(0, 0.3)
     image += 0.012 * rng.standard_normal(image.shape, np.float32)

@@ -1,0 +1,85 @@
+"""Checkpoints: everything the next step depends on, written so that a kill at any moment leaves a whole one.
+
+    {"penstock": version, "config": settings, "position": epoch, consumed and step, "method", "optimizer", "scaler",
+     "meter": sums not yet logged, "facts": what does not change, such as the number of images}
+
+Loaded with `weights_only=True`: a checkpoint from elsewhere can run no code.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import penstock
+from penstock.engine.config import TrainConfig, flag
+from penstock.errors import UserError
+
+# What a checkpoint's tensors, or its place in the order of samples, depend on.
+FIXED = ("method", "arch", "width", "stem", "head", "dim", "queue", "optimizer", "data", "split", "subset", "seed")
+
+
+@dataclass
+class Position:
+    """Where a run stands.
+
+    Attributes:
+        epoch: epochs that are over.
+        consumed: images seen of the one that is not, over all ranks.
+        step: optimizer steps taken.
+    """
+
+    epoch: int = 0
+    consumed: int = 0
+    step: int = 0
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write under another name, wait until it is on the disk, then put it in place of the last one."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        torch.save({"penstock": penstock.__version__, **state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The state that `save_checkpoint` wrote, on the CPU.
+
+    Raises:
+        UserError: no such file, or no checkpoint of ours.
+    """
+    if not path.is_file():
+        raise UserError(f"--resume {path}: there is no such file; a run keeps its checkpoint as OUT/last.pt")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise UserError(f"--resume {path}: this is no checkpoint ({_first_line(error)})") from None
+    if not isinstance(state, dict) or "penstock" not in state:
+        raise UserError(f"--resume {path}: this is no checkpoint of a run; weights to start from are given as --init")
+    return state
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120].rstrip(".")
+
+
+def check_same_run(path: Path, saved: TrainConfig, config: TrainConfig) -> None:
+    """Hold that a run goes on with the network and the data it began with.
+
+    Raises:
+        UserError: a setting was given that contradicts the checkpoint; both are named.
+    """
+    for field in FIXED:
+        was, now = getattr(saved, field), getattr(config, field)
+        if was != now:
+            raise UserError(
+                f"--resume {path}: it was trained with {flag(field)} {was}, not {now}: leave {flag(field)} out to go"
+                f" on with {was}, or start anew from its weights with --init {path}"
+            )

@@ -1,0 +1,118 @@
+"""Several ranks: who this one is, and the few collectives that training needs.
+
+    torchrun --nproc-per-node 2 engine/train.py
+
+nccl between GPUs, gloo between CPUs. On one rank every function here is the identity, so callers ask no questions.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from penstock.errors import UserError
+
+PATIENCE = timedelta(hours=1)  # rank 0 may evaluate for long while the others wait for it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Team:
+    """This rank's place among the ranks that train together."""
+
+    rank: int = 0
+    world: int = 1
+    on_machine: int = 1  # of them, on this machine
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the rank that logs, evaluates and saves."""
+        return self.rank == 0
+
+    def wrap(self, method: torch.nn.Module) -> torch.nn.Module:
+        """The method with its gradients averaged over the ranks. Statistics of normalisation stay each rank's own."""
+        if self.world == 1:
+            return method
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(
+            method, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """Every rank's rows [n, …] one after the other, [world·n, …]; no gradient flows through it."""
+        if self.world == 1:
+            return rows
+        channels_last = rows.ndim == 4 and rows.is_contiguous(memory_format=torch.channels_last)
+        dense = rows.permute(0, 2, 3, 1) if channels_last else rows.contiguous()
+        out = dense.new_empty((self.world * len(dense), *dense.shape[1:]))
+        distributed.all_gather_into_tensor(out, dense.detach())
+        return out.permute(0, 3, 1, 2) if channels_last else out
+
+    def own(self, rows: torch.Tensor) -> torch.Tensor:
+        """This rank's part of rows that all ranks hold, as `gather` orders them."""
+        return rows.chunk(self.world)[self.rank]
+
+    def any(self, flag: int) -> int:
+        """The largest of the ranks' flags: what one of them has noticed, all know."""
+        if self.world == 1:
+            return flag
+        largest = torch.tensor(flag, device=self.device)
+        distributed.all_reduce(largest, distributed.ReduceOp.MAX)
+        return int(largest)
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """The mean over the ranks, of values measured on each."""
+        if self.world > 1:
+            distributed.all_reduce(values)
+            values /= self.world
+        return values
+
+    def follow_leader(self, tensors: list[torch.Tensor]) -> None:
+        """Overwrite the tensors with rank 0's."""
+        if self.world > 1:
+            for tensor in tensors:
+                distributed.broadcast(tensor, src=0)
+
+    def leave(self) -> None:
+        if self.world > 1:
+            distributed.destroy_process_group()
+
+
+def join(device: str) -> Team:
+    """Meet the other ranks that torchrun started, or stand alone.
+
+    Args:
+        device: `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`; with several ranks on GPUs each takes
+            its own.
+
+    Raises:
+        UserError: no such device.
+    """
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    chosen = _device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if world > 1:
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, timeout=PATIENCE, device_id=chosen if chosen.type == "cuda" else None)
+    return Team(rank=rank, world=world, on_machine=int(os.environ.get("LOCAL_WORLD_SIZE", 1)), device=chosen)
+
+
+def _device(device: str, local_rank: int) -> torch.device:
+    gpus = torch.cuda.device_count()
+    if device == "auto":
+        device = "cuda" if gpus else "cpu"
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda"):
+        raise UserError(f"--device {device!r} is not known: use auto, cpu, cuda or cuda:N")
+    if kind == "cpu":
+        return torch.device("cpu")
+    index = int(number) if number.isdigit() else local_rank
+    if index >= gpus:
+        raise UserError(f"--device {device}: torch sees {gpus} GPUs, so there is no GPU {index}: use --device cpu")
+    return torch.device("cuda", index)

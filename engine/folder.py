@@ -1,0 +1,60 @@
+"""A run's folder: where it is, and config.json, which says what the run is."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import time
+from pathlib import Path
+
+from penstock.augment import Recipe
+from penstock.engine.backbones import choose_stem, takes_width
+from penstock.engine.config import CompleteConfig, TrainConfig, to_dict
+from penstock.engine.machine import machine
+from penstock.engine.method import Method
+from penstock.errors import UserError
+from penstock.loaders import Source
+
+
+def choose_folder(config: TrainConfig, source: Source, *, resumed: bool) -> Path:
+    """OUT, or a new folder under runs/; made if it is not there.
+
+    Raises:
+        UserError: a finished or interrupted run lies there that was not asked to go on, or it cannot be written.
+    """
+    named = f"{source.name}-{config.method}-{config.loader}-{time.strftime('%Y%m%d-%H%M%S')}"
+    out = config.out or Path("runs") / named
+    if not resumed and (out / "last.pt").exists():
+        raise UserError(
+            f"--out {out}: a run lies there already: go on with it by --resume auto, or choose another --out"
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: this folder cannot be made ({error.strerror}): choose another --out") from None
+    return out
+
+
+def resume_command(out: Path) -> str:
+    """What to type to go on with the run in a folder."""
+    return f"python engine/train.py --resume {shlex.quote(str(out / 'last.pt'))}"
+
+
+def write_about(out: Path, config: CompleteConfig, source: Source, recipe: Recipe, method: Method) -> dict[str, object]:
+    """Write OUT/config.json: the settings, and what came of them. Returns its content."""
+    parameters = sum(parameter.numel() for parameter in method.encoder.backbone.parameters())
+    stem = choose_stem(config.stem, config.size)
+    built = f" of width {config.width}, {stem} stem" if takes_width(config.arch) else ""
+    about: dict[str, object] = {
+        "source": f"{source.name}, {len(source):,} images",
+        "network": f"{config.arch}{built}, {parameters / 1e6:.1f} M parameters",
+        "recipe": str(recipe),
+        "resume": resume_command(out),
+        "machine": machine(),
+        "config": to_dict(config),
+    }
+    partial = out / "config.json.partial"
+    partial.write_text(json.dumps(about, indent=2) + "\n")
+    os.replace(partial, out / "config.json")
+    return about

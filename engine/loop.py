@@ -1,0 +1,251 @@
+"""The loop: batches in, steps, logs, evaluations and checkpoints out. It knows no loader and no method by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from penstock.engine.checkpoint import Position, save_checkpoint
+from penstock.engine.config import CompleteConfig, to_dict
+from penstock.engine.csv_log import Row
+from penstock.engine.distributed import Team
+from penstock.engine.knn import OnlineKNN
+from penstock.engine.logs import RunLog
+from penstock.engine.meters import Meter, WaitClock
+from penstock.engine.method import Method
+from penstock.engine.optimizer import build_optimizer
+from penstock.engine.precision import Precision
+from penstock.engine.schedule import learning_rate
+from penstock.engine.seeds import derive_seed
+from penstock.engine.signals import Interrupts
+from penstock.loaders import Loader, Views
+
+
+class Diverged(Exception):
+    """The loss is no number any more."""
+
+
+@dataclass
+class EpochSums:
+    """What an epoch's line of the log is made of: sums over its steps, and its time."""
+
+    steps: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def add(self, *, steps: int, images: int, seconds: float, waited: float, means: dict[str, float]) -> None:
+        self.steps += steps
+        self.images += images
+        self.seconds += seconds
+        self.waited += waited
+        for name, mean in means.items():
+            self.metrics[name] = self.metrics.get(name, 0.0) + steps * mean
+
+    def row(self) -> Row:
+        """Means over the epoch; empty where a run was resumed behind its last step."""
+        if not self.steps:
+            return {}
+        means = {name: total / self.steps for name, total in self.metrics.items()}
+        speed = {"images_per_s": self.images / self.seconds, "wait_share": self.waited / self.seconds}
+        return means | speed | {"train_seconds": self.seconds}
+
+
+class Trainer:
+    """One run.
+
+    Args:
+        config: complete, see `config.complete`.
+        method, loader: what is trained, and what feeds it, on the team's device.
+        team, precision: see their modules.
+        out: the run's folder.
+
+    Attributes:
+        interrupts: asked after each step whether to stop.
+        knn, log: set on rank 0, where they are wanted.
+    """
+
+    def __init__(
+        self,
+        config: CompleteConfig,
+        *,
+        method: Method,
+        loader: Loader,
+        team: Team,
+        precision: Precision,
+        out: Path,
+    ) -> None:
+        self.config, self.method, self.loader = config, method, loader
+        self.team, self.precision, self.out = team, precision, out
+        self.interrupts = Interrupts()
+        self.knn: OnlineKNN | None = None
+        self.log: RunLog | None = None
+        self.model = team.wrap(method)
+        self.optimizer = build_optimizer(config, method.encoder, team.device)
+        self.scaler = precision.scaler()
+        self.position, self.epoch_sums = Position(), EpochSums()
+        self.meter, self.clock = Meter(("loss", *method.metrics), team.device), WaitClock(team.device)
+        self.stopping = 0  # the signal on which all ranks have agreed to stop
+
+    def fit(self) -> int:
+        """Train to the end, or until a signal. Returns that signal, or 0.
+
+        Raises:
+            Diverged: the loss is not finite; nothing is saved then.
+        """
+        if self.position.step == 0:
+            self._evaluate({"epoch": 0, "step": 0})
+        while self.position.epoch < self.config.epochs and not self.stopping:
+            self._train_epoch()
+            if not self.stopping:
+                self._finish_epoch()
+        return self.stopping
+
+    def _train_epoch(self) -> None:
+        self.clock.start()
+        batches = self.loader.epoch(self.position.epoch, self.position.consumed)
+        while (views := self._next(batches)) is not None:
+            if self.log is not None and self.position.step == 0:
+                self.log.first_batch(views)
+            self._step(views)
+            if self._due(self.config.log_every):
+                self._log_steps()
+            if self._stop_now():
+                self.save()
+                return
+            if self._due(self.config.checkpoint_steps):
+                self.save()
+        self._log_steps()
+
+    def _next(self, batches: Iterator[Views]) -> Views | None:
+        self.clock.ask()
+        views = next(batches, None)
+        self.clock.got()
+        return views
+
+    def _due(self, every: int | None) -> bool:
+        return every is not None and self.position.step % every == 0
+
+    def _step(self, views: Views) -> None:
+        """One step of the optimizer. Nothing in it waits for the device, and all of it follows from what is saved."""
+        torch.manual_seed(derive_seed(self.config.seed, "step", self.position.step, self.team.rank))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        with self.precision.autocast():
+            loss, metrics = self.model(views.groups, views.index)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.method.after_step()
+        self.meter.add(loss, metrics)
+        self.position.step += 1
+        self.position.consumed += self.loader.order.global_batch
+
+    def learning_rate(self) -> float:
+        """For the step to come."""
+        done = self.position.consumed / (len(self.loader) * self.loader.order.global_batch)
+        return learning_rate(self.config, self.position.epoch + done)
+
+    def _stop_now(self) -> bool:
+        """Whether a signal has come. Several ranks ask each other only where they log, since asking makes them wait."""
+        if self.team.world == 1:
+            self.stopping = self.interrupts.received
+        elif self._due(self.config.log_every):
+            self.stopping = self.team.any(self.interrupts.received)
+        return bool(self.stopping)
+
+    def _log_steps(self) -> None:
+        """Read what the steps since the last line left on the device: the one place where the host waits for it."""
+        steps = self.meter.steps
+        if not steps:
+            return
+        means = dict(zip(self.meter.names, self.team.mean(self.meter.mean()).tolist(), strict=True))
+        if not all(map(math.isfinite, means.values())):
+            raise Diverged(self._diverged(means["loss"]))
+        seconds, waited = self.clock.read()
+        images = steps * self.loader.order.global_batch
+        self.epoch_sums.add(steps=steps, images=images, seconds=seconds, waited=waited, means=means)
+        if self.log is not None:
+            row = {"epoch": self.position.epoch, "step": self.position.step, **means}
+            rate = self.optimizer.param_groups[0]["lr"]
+            self.log.log_steps(row | {"lr": rate, "images_per_s": images / seconds, "wait_share": waited / seconds})
+        self.meter.reset()
+        self.clock.start()
+
+    def _diverged(self, loss: float) -> str:
+        safer = " or --amp off" if self.precision.dtype is not None else ""
+        return (
+            f"the loss is {loss} by step {self.position.step} (epoch {self.position.epoch + 1}): try --lr below"
+            f" {self.config.lr:g} or a longer --warmup-epochs{safer}; nothing was saved since it went wrong"
+        )
+
+    def _finish_epoch(self) -> None:
+        """What follows the last step of an epoch. Every rank takes over rank 0's statistics of normalisation here."""
+        self.team.follow_leader(list(self.method.buffers()))
+        if self.config.knn_every:
+            self.save()  # evaluating may take long, and a kill would cost the epoch
+        self.position.epoch += 1
+        self.position.consumed = 0
+        row = {"epoch": self.position.epoch, "step": self.position.step, **self.epoch_sums.row()}
+        self.epoch_sums = EpochSums()
+        self._evaluate(row)
+        self.save()
+
+    def _evaluate(self, row: Row) -> None:
+        """Add kNN to an epoch's row where its turn has come, and log the row."""
+        turn = row["epoch"] % max(1, self.config.knn_every) == 0 or row["epoch"] == self.config.epochs
+        if self.knn is not None and turn:
+            began = time.perf_counter()
+            row["knn"] = self.knn.accuracy(self.method.encoder, self.precision)
+            row["knn_seconds"] = time.perf_counter() - began
+        if self.log is not None and len(row) > 2:
+            self.log.log_epoch(row)
+
+    def save(self) -> None:
+        """Write OUT/last.pt, and keep a copy of the epochs that are to be kept. Looks at the loss first."""
+        self._log_steps()
+        if self.team.leads:
+            state = self.state_dict()
+            save_checkpoint(self.out / "last.pt", state)
+            keep = self.config.save_every
+            if keep is not None and self.position.consumed == 0 and self.position.epoch % keep == 0:
+                save_checkpoint(self.out / f"epoch-{self.position.epoch:04d}.pt", state)
+        self.clock.start()
+
+    def close(self) -> None:
+        if self.log is not None:
+            self.log.close()
+        if self.knn is not None:
+            self.knn.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "config": to_dict(self.config),
+            "samples": self.loader.order.length,
+            "position": dataclasses.asdict(self.position),
+            "epoch_sums": dataclasses.asdict(self.epoch_sums),
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the run that wrote this stood; the optimizer's settings stay this run's."""
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(own)
+        if state["scaler"]:  # empty where the checkpoint's run needed none
+            self.scaler.load_state_dict(state["scaler"])
+        self.position = Position(**state["position"])
+        self.epoch_sums = EpochSums(**state["epoch_sums"])

@@ -1,0 +1,136 @@
+"""OUT/report.html: a run in one file that needs nothing beside it; written again at the end of every epoch.
+
+Made from what the run's folder holds (config.json, the CSV logs, views.png), so it can be made anew at any time.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from html import escape
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from PIL import Image
+
+from penstock.augment import Recipe
+from penstock.engine.csv_log import Row, read_csv
+from penstock.engine.curves import chart
+from penstock.loaders import Views
+
+SHEET_IMAGES, GAP, SHEET_SIDE = 8, 2, 64  # images shown; pixels between views; views are enlarged to about this
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2rem auto; padding: 0 1rem; color: #1c2733; }
+h1 { margin-bottom: 0 } h2 { margin-top: 2.2rem; font-size: 1.15rem }
+.lead { font-size: 1.1rem } .lead b { color: #0a6c74 }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(380px, 1fr)); gap: 1rem }
+svg { width: 100% } svg text { font: 11px system-ui, sans-serif; fill: #5b6875 }
+svg .title { font-size: 13px; font-weight: 600; fill: #1c2733 } svg .end { text-anchor: end }
+svg .middle { text-anchor: middle } .grid { stroke: #e3e8ec }
+polyline { fill: none; stroke: #0a7f88; stroke-width: 1.8 } circle { fill: #0a7f88 }
+table { border-collapse: collapse } td { padding: .1rem 1.2rem .1rem 0; vertical-align: top }
+td:first-child { color: #5b6875; white-space: nowrap }
+.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 0 2rem }
+img { max-width: 100%; image-rendering: pixelated }
+"""
+
+
+def save_views(views: Views, recipe: Recipe, path: Path) -> None:
+    """A picture of the batch's first images, one column each, its views one below the other, colours as they were."""
+    grid = views.groups[0].unflatten(0, (-1, len(views)))[:, :SHEET_IMAGES].float().cpu()  # [V, n, 3, S, S]
+    mean, std = torch.tensor(recipe.mean).view(3, 1, 1), torch.tensor(recipe.std).view(3, 1, 1)
+    pixels = ((grid * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    framed = torch.nn.functional.pad(pixels, (0, GAP, 0, GAP), value=255)
+    sheet = framed.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy()  # [V·(S+gap), n·(S+gap), 3]
+    scale = max(1, round(SHEET_SIDE / recipe.size))
+    Image.fromarray(np.ascontiguousarray(sheet.repeat(scale, 0).repeat(scale, 1))).save(path)
+
+
+def write_report(out: Path) -> Path:
+    """Write OUT/report.html in one go and return its path."""
+    about = json.loads((out / "config.json").read_text())
+    steps, epochs = read_csv(out / "steps.csv"), read_csv(out / "epochs.csv")
+    config = about["config"]
+    title = f"{config['method']} on {about['source']}"
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        f"<p>{escape(about['network'])}, fed by the loader <b>{escape(config['loader'])}</b></p>",
+        _lead(epochs, config["epochs"]),
+        f'<div class="charts">{_charts(steps, epochs)}</div>',
+        _views(out / "views.png", about["recipe"]),
+        f"<h2>Time</h2>{_table(_timing(steps, epochs))}",
+        f"<h2>Machine</h2>{_table(about['machine'])}",
+        f'<h2>Settings</h2><div class="columns">{_settings(config)}</div>',
+        f"<p>Go on with it: <code>{escape(about['resume'])}</code></p>",
+    ]
+    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
+    partial, path = out / "report.html.partial", out / "report.html"
+    partial.write_text(page + "\n".join(body) + "</html>\n")
+    os.replace(partial, path)
+    return path
+
+
+def results(epochs: list[Row]) -> dict[str, float]:
+    """The figures that a run ends with, as far as they are known: loss, knn, and knn of the untrained network."""
+    known = {"loss": [row["loss"] for row in epochs if "loss" in row]}
+    known["knn"] = [row["knn"] for row in epochs if "knn" in row and row["epoch"] > 0]
+    known["untrained"] = [row["knn"] for row in epochs if "knn" in row and row["epoch"] == 0]
+    return {name: values[-1] for name, values in known.items() if values}
+
+
+def _lead(epochs: list[Row], planned: int) -> str:
+    figures, done = results(epochs), max((int(row["epoch"]) for row in epochs), default=0)
+    text = f"{done} of {planned} epochs."
+    if "loss" in figures:
+        text += f" Loss <b>{figures['loss']:.3f}</b>."
+    if "knn" in figures:
+        text += f" kNN <b>{figures['knn']:.2f} %</b>"
+        text += f", untrained network {figures['untrained']:.2f} %." if "untrained" in figures else "."
+    return f'<p class="lead">{text}</p>'
+
+
+def _charts(steps: list[Row], epochs: list[Row]) -> str:
+    knn = [(row["epoch"], row["knn"]) for row in epochs if "knn" in row]
+    made = [chart("kNN accuracy, %", knn, x_label="epoch", marks=True, floor=0.0)]
+    titles = {
+        "loss": "Loss", "accuracy": "Accuracy of the contrastive task", "lr": "Learning rate",
+        "images_per_s": "Images per second (each with all its views)", "wait_share": "Share of time waiting for data",
+    }  # fmt: skip
+    floors = {"lr": 0.0, "images_per_s": 0.0, "wait_share": 0.0}
+    for name in (key for key in (steps[0] if steps else {}) if key not in ("step", "epoch")):
+        points = [(row["step"], row[name]) for row in steps]
+        made.append(chart(titles.get(name, name), points, x_label="step", floor=floors.get(name)))
+    return "".join(made)
+
+
+def _views(picture: Path, recipe: str) -> str:
+    if not picture.exists():
+        return ""
+    encoded = base64.b64encode(picture.read_bytes()).decode()
+    image = f'<img alt="augmented views" src="data:image/png;base64,{encoded}">'
+    return f"<h2>Views of the first batch, one column for each image</h2><p>{escape(recipe)}</p>{image}"
+
+
+def _timing(steps: list[Row], epochs: list[Row]) -> dict[str, str]:
+    train = sum(row.get("train_seconds", 0.0) for row in epochs)
+    waited = sum(row.get("train_seconds", 0.0) * row.get("wait_share", 0.0) for row in epochs)
+    facts = {"training": f"{train:,.0f} s", "kNN": f"{sum(row.get('knn_seconds', 0.0) for row in epochs):,.0f} s"}
+    if steps and train:
+        facts["images/s"] = f"{median(row['images_per_s'] for row in steps):,.0f} (median of {len(steps)} log lines)"
+        facts["waiting for data"] = f"{100 * waited / train:.1f} % of the time in training"
+    return facts
+
+
+def _settings(config: dict[str, object]) -> str:
+    items = [(name, str(value)) for name, value in config.items() if value is not None]
+    third = -(-len(items) // 3)
+    return "".join(_table(dict(items[first : first + third])) for first in range(0, len(items), third))
+
+
+def _table(facts: dict[str, str]) -> str:
+    rows = (f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in facts.items())
+    return f"<table>{''.join(rows)}</table>"

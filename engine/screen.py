@@ -1,0 +1,57 @@
+"""What a run shows of itself while it trains."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from penstock.engine.csv_log import Row
+
+PLAIN_SECONDS = 15.0  # between two lines where there is no terminal to draw on
+
+
+class Screen:
+    """A progress bar on a terminal; elsewhere a plain line now and then, and one at the end of each epoch."""
+
+    def __init__(self, *, epochs: int, steps: int, done: int) -> None:
+        self.total, self.last = epochs, time.monotonic()
+        self.console = Console()
+        self.bar: Progress | None = None
+        self.task = TaskID(0)
+        if self.console.is_terminal:
+            text = TextColumn("{task.description}")
+            columns = (BarColumn(bar_width=None), MofNCompleteColumn(), text, TimeRemainingColumn())
+            self.bar = Progress(*columns, console=self.console, expand=True)
+            self.task = self.bar.add_task("", total=steps, completed=done)
+            self.bar.start()
+
+    def show(self, row: Row) -> None:
+        line = describe(row)
+        if self.bar is not None:
+            self.bar.update(self.task, completed=int(row["step"]), description=line)
+        elif time.monotonic() - self.last > PLAIN_SECONDS:
+            self._print(f"  step {row['step']:.0f}: {line}")
+
+    def epoch_over(self, row: Row) -> None:
+        self._print(f"epoch {row['epoch']:.0f}/{self.total}: {describe(row)}" if row["epoch"] else describe(row))
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, highlight=False, soft_wrap=True)
+        self.last = time.monotonic()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+
+def describe(row: Row) -> str:
+    """`loss 6.12  accuracy 0.31  1,240 images/s  waiting 3 %  kNN 41.2 %`, as far as the row knows."""
+    known = ("epoch", "step", "lr", "knn", "images_per_s", "wait_share", "train_seconds", "knn_seconds")
+    parts = [f"{name} {value:.3f}" for name, value in row.items() if name not in known]
+    if "images_per_s" in row:
+        parts += [f"{row['images_per_s']:,.0f} images/s", f"waiting {100 * row['wait_share']:.0f} %"]
+    if "knn" in row:
+        parts.append(f"kNN {row['knn']:.2f} %" + ("" if row["epoch"] else " (untrained network)"))
+    return "  ".join(parts)

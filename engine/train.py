@@ -1,0 +1,139 @@
+"""Train a self-supervised method.
+
+    python engine/train.py                                      # the embedded images, a few minutes on two CPU cores
+    python engine/train.py --loader dali --data path/to/images --arch resnet50
+    python engine/train.py --resume runs/NAME/last.pt           # go on after an interruption
+    torchrun --nproc-per-node 8 engine/train.py --data imagenet
+
+Logs, checkpoints and report.html go to the folder --out.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # run by path: see the package, not this folder (whose names would shadow others)
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import dataclasses
+import math
+from contextlib import closing
+from typing import Any
+
+import torch
+import tyro
+from tyro.conf import DisallowNone
+
+from penstock.augment import Recipe, load_recipe
+from penstock.engine.checkpoint import check_same_run, load_checkpoint
+from penstock.engine.config import TrainConfig, check_choices, complete, from_dict
+from penstock.engine.csv_log import read_csv
+from penstock.engine.data import build_knn, build_loader
+from penstock.engine.distributed import Team, join
+from penstock.engine.folder import choose_folder, resume_command, write_about
+from penstock.engine.logs import RunLog
+from penstock.engine.loop import Diverged, Trainer
+from penstock.engine.methods import build_method
+from penstock.engine.precision import choose_precision
+from penstock.engine.report import results
+from penstock.engine.signals import Interrupts
+from penstock.errors import UserError, run_command
+from penstock.loaders import open_source
+from penstock.loaders.make import check_name
+
+State = dict[str, Any]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    config, state = parse(arguments)
+    check_choices(config)
+    check_name(config.loader)
+    team = join(config.device)
+    try:
+        return train(config, state, team)
+    except Diverged as error:
+        print(f"penstock: {error}", file=sys.stderr)
+        return 1
+    finally:
+        team.leave()
+
+
+def parse(arguments: list[str] | None = None) -> tuple[TrainConfig, State | None]:
+    """The settings, and the checkpoint to go on from. Its settings hold where none are given beside --resume."""
+    config = tyro.cli(TrainConfig, args=arguments, config=(DisallowNone,), description=__doc__)
+    if config.resume is None:
+        return config, None
+    if config.resume == "auto" and config.out is None:
+        raise UserError("--resume auto looks for OUT/last.pt: give --out too, or --resume PATH")
+    path = config.out / "last.pt" if config.resume == "auto" and config.out else Path(config.resume)
+    if config.resume == "auto" and not path.exists():
+        return config, None
+    state = load_checkpoint(path)
+    saved = from_dict(state["config"])
+    default = dataclasses.replace(saved, out=path.parent, resume=None)
+    config = tyro.cli(TrainConfig, args=arguments, config=(DisallowNone,), description=__doc__, default=default)
+    check_same_run(path, saved, config)
+    return config, state
+
+
+def train(given: TrainConfig, state: State | None, team: Team) -> int:
+    """One run, from its data to its report. Returns the exit code."""
+    source = open_source(given.data, given.split, class_list=given.class_list, limit=given.subset)
+    config = complete(given, source=source.name, length=len(source), world=team.world)
+    recipe = load_recipe(config.recipe, size=config.size)
+    precision = choose_precision(config.amp, team.device)
+    method = build_method(config, team)
+    if state is not None and state["samples"] != len(source):
+        was = f"{state['samples']:,} images, and {config.data} now has {len(source):,}"
+        raise UserError(f"--resume: this run was trained on {was}: bring them back, or start anew with --init")
+    out = choose_folder(config, source, resumed=state is not None) if team.leads else Path()
+    config = dataclasses.replace(config, out=out)
+    torch.backends.cudnn.benchmark = True  # all batches have one shape: let it find the fastest kernels
+    with (
+        build_loader(config, source, recipe, team) as loader,
+        closing(Trainer(config, method=method, loader=loader, team=team, precision=precision, out=out)) as trainer,
+    ):
+        if state is not None:
+            trainer.load_state_dict(state)
+        if team.leads:
+            about = write_about(out, config, source, recipe, method)
+            print(f"{about['network']}, {precision}, on {about['source']}\n{recipe}", flush=True)
+            trainer.knn = build_knn(config, source, recipe, team)
+            trainer.log = start_log(trainer, recipe, resumed=state is not None)
+        with Interrupts(alone=team.world == 1, speaks=team.leads) as trainer.interrupts:
+            signal = trainer.fit()
+    if team.leads:
+        print(summary(out, signal), flush=True)
+    return 128 + signal if signal else 0
+
+
+def start_log(trainer: Trainer, recipe: Recipe, *, resumed: bool) -> RunLog:
+    """The run's logs, from where it stands; lines of an interrupted run after that are taken back."""
+    config, position = trainer.config, trainer.position
+    if trainer.knn is None and config.knn_every:
+        print("no kNN: it needs labels and a validation split; --val-data names one", flush=True)
+    return RunLog(
+        trainer.out,
+        recipe=recipe,
+        metrics=trainer.method.metrics,
+        epochs=config.epochs,
+        steps=config.epochs * len(trainer.loader),
+        resumed=(position.epoch, position.step) if resumed else None,
+    )
+
+
+def summary(out: Path, signal: int) -> str:
+    """What a run says at its end."""
+    figures = results(read_csv(out / "epochs.csv"))
+    parts = [f"loss {figures['loss']:.3f}"] if "loss" in figures else []
+    if "knn" in figures:
+        parts.append(f"kNN {figures['knn']:.2f} % (untrained network: {figures.get('untrained', math.nan):.2f} %)")
+    lines = [", ".join(parts)] if parts else []
+    if signal:
+        lines.append(f"stopped; go on with: {resume_command(out)}")
+    return "\n".join([*lines, f"report: {out / 'report.html'}"])
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,77 @@
+"""The console command: quick, lazy, and one line for a wrong word."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from penstock import __version__, cli
+from penstock.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "penstock", *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_help_names_every_command() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    assert all(f"  {name} " in done.stdout for name in cli.COMMANDS)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; from penstock import cli; cli.main(['--help']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"torch", "numpy", "tyro", "rich"} & set(done.stdout.splitlines()[-1].split())
+
+
+def test_no_command_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    assert capsys.readouterr().out == cli.usage() + "\n"
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+def test_an_unknown_command_is_one_line() -> None:
+    done = run("trian")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "trian" in done.stderr
+    assert "train" in done.stderr
+
+
+def test_the_rest_of_the_line_reaches_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setitem(cli.COMMANDS, "doctor", ("penstock.doctor", ""))
+    with pytest.raises(UserError, match="--nonsense"):
+        cli.main(["doctor", "--nonsense"])
+
+
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+def test_every_command_explains_itself(name: str) -> None:
+    done = run(name, "--help")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout) > 80
+
+
+def test_doctor_names_the_extra_of_a_missing_loader(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from penstock.loaders import make
+
+    monkeypatch.setattr(make, "find_spec", lambda name: None)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli.main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert "penstock[ffcv]" in printed
+    assert "torchvision" in printed

@@ -1,0 +1,234 @@
+"""The engine's parts: schedule, settings, backbones, weights, meters, the report's charts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from penstock.engine.backbones import build_backbone
+from penstock.engine.config import CompleteConfig, TrainConfig, check_choices, complete, from_dict, to_dict
+from penstock.engine.csv_log import CsvLog, read_csv
+from penstock.engine.curves import chart
+from penstock.engine.distributed import Team
+from penstock.engine.meters import Meter, WaitClock
+from penstock.engine.methods import build_encoder, build_method
+from penstock.engine.precision import choose_precision
+from penstock.engine.schedule import learning_rate
+from penstock.engine.split_bn import SplitBatchNorm2d
+from penstock.engine.weights import load_weights
+from penstock.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def settings(**given: object) -> CompleteConfig:
+    return complete(TrainConfig(**given), source="cifar10-train", length=50_000, world=1)
+
+
+def test_what_is_not_given_comes_from_the_method_and_the_data() -> None:
+    v1, v2 = settings(method="moco-v1"), settings(method="moco-v2", temperature=0.5)
+    assert (v1.head, v1.temperature, v1.recipe, v1.schedule) == ("linear", 0.07, "moco-v1", "step")
+    assert (v2.head, v2.temperature, v2.recipe, v2.schedule) == ("mlp", 0.5, "moco-v2", "cosine")
+    assert (v1.size, v1.batch, v1.queue, v1.lr) == (32, 512, 4096, pytest.approx(0.06))  # the authors' demo
+    assert [settings(batch=n, queue=n).bn_splits for n in (16, 64, 96, 128, 512)] == [1, 2, 2, 4, 8]
+    imagenet = complete(TrainConfig(), source="imagenet-train", length=1_281_167, world=8)
+    assert (imagenet.size, imagenet.batch, imagenet.queue, imagenet.bn_splits) == (224, 256, 65536, 1)
+    assert complete(TrainConfig(batch=96), source="photos", length=1000, world=1).queue == 192  # a multiple of 96
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"batch": 50_001}, "--batch 50001 is larger than the data"),
+        ({"batch": 64, "queue": 1000}, "--queue 1000 is not a multiple of the 64 keys .* use --queue 960"),
+        ({"batch": 64, "queue": 64, "symmetric": True}, "--queue 64 is not a multiple of the 128 keys"),
+        ({"batch": 64, "bn_splits": 7}, "--bn-splits 7 does not divide the batch"),
+    ],
+)
+def test_sizes_that_do_not_go_together_are_named(given: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        settings(**given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"method": "moco-v9"}, {"schedule": "cos"}, {"amp": "fp8"}, {"optimizer": "sdg"}, {"epochs": 0}, {"lr": -1.0}],
+)
+def test_values_that_no_run_can_have_are_named(given: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=str(next(iter(given.values())))):
+        check_choices(TrainConfig(**given))
+
+
+def test_settings_survive_a_checkpoint() -> None:
+    config = settings(out=Path("runs/x"), drops=(0.5,), init=Path("w.pth"))
+    assert from_dict(to_dict(config)) == TrainConfig(**vars(config))
+    assert from_dict({**to_dict(config), "of_a_later_version": 1}).out == Path("runs/x")
+
+
+def test_cosine_schedule_with_warm_up() -> None:
+    config = settings(lr=1.0, epochs=10, warmup_epochs=2.0, final_lr=0.1)
+    assert learning_rate(config, 0.0) == 0.0
+    assert learning_rate(config, 1.0) == 0.5
+    assert learning_rate(config, 2.0) == 1.0
+    assert learning_rate(config, 4.0) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
+    assert learning_rate(config, 6.0) == pytest.approx(0.55)
+    assert learning_rate(config, 10.0) == pytest.approx(0.1)
+
+
+def test_stepped_schedule_drops_where_the_papers_does() -> None:
+    config = settings(lr=0.03, epochs=200, schedule="step")  # MoCo v1: at epochs 120 and 160 of 200
+    rates = [learning_rate(config, epoch) for epoch in (0, 119.9, 120, 159.9, 160, 199)]
+    assert rates == pytest.approx([0.03, 0.03, 0.003, 0.003, 0.0003, 0.0003])
+
+
+def test_a_resnet_of_width_64_is_torchvisions() -> None:
+    torch.manual_seed(0)
+    ours, features = build_backbone("resnet50", stem="imagenet")
+    theirs = torchvision.models.resnet50()
+    theirs.fc = nn.Identity()
+    assert features == 2048
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnext50_32x4d", "wide_resnet50_2"])
+@pytest.mark.parametrize(("stem", "side"), [("imagenet", 8), ("half", 16), ("cifar", 32)])
+def test_width_and_stem_of_resnets(arch: str, stem: str, side: int) -> None:
+    with torch.device("meta"):
+        backbone, features = build_backbone(arch, width=16, stem=stem)
+        seen = []
+        backbone.layer1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+        assert backbone(torch.empty(2, 3, 32, 32)).shape == (2, features)
+    assert seen[0] == (2, 16, side, side)
+    assert features == (128 if arch == "resnet18" else 512)
+
+
+@pytest.mark.parametrize("arch", ["convnext_tiny", "vit_b_16", "efficientnet_b0"])
+def test_other_torchvision_networks_lose_their_classifier(arch: str) -> None:
+    with torch.device("meta"):
+        backbone, features = build_backbone(arch)
+        assert backbone(torch.empty(2, 3, 224, 224)).shape == (2, features)
+
+
+def test_timm_networks() -> None:
+    pytest.importorskip("timm", reason="timm is not installed: pip install 'penstock[timm]'")
+    backbone, features = build_backbone("timm:resnet10t")
+    assert backbone(torch.zeros(2, 3, 32, 32)).shape == (2, features)
+    with pytest.raises(UserError, match="timm:resnet_99 is not known"):
+        build_backbone("timm:resnet_99")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"arch": "resnet19"}, "'resnet19' is not known: torchvision has .*resnet18"),
+        ({"arch": "vit_b_16", "width": 32}, "has no --width"),
+        ({"arch": "resnet18", "width": 12}, "multiple of 8"),
+    ],
+)
+def test_networks_that_cannot_be_built(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_backbone(**arguments)
+
+
+def test_the_networks_are_channels_last_and_split() -> None:
+    encoder = build_encoder(settings(width=8), CPU)
+    assert encoder.backbone.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert isinstance(encoder.backbone.bn1, SplitBatchNorm2d) and encoder.backbone.bn1.splits == 8
+
+
+def test_init_takes_weights_of_ours_of_torchvision_and_of_moco(tmp_path: Path) -> None:
+    donor = build_method(settings(width=8, seed=1), Team())
+    wanted = donor.encoder.backbone.state_dict()
+    files = {
+        "ours.pt": {"penstock": "0", "method": donor.state_dict()},
+        "torchvision.pth": {**wanted, "fc.weight": torch.zeros(10, 64), "fc.bias": torch.zeros(10)},
+        "moco.pth.tar": {"state_dict": {f"module.encoder_q.{k}": v for k, v in wanted.items()}},
+    }
+    for name, content in files.items():
+        torch.save(content, tmp_path / name)
+        backbone = build_encoder(settings(width=8, init=tmp_path / name), CPU).backbone
+        assert torch.equal(backbone.layer4[1].conv2.weight, donor.encoder.backbone.layer4[1].conv2.weight), name
+
+
+def test_init_of_another_network_is_one_clear_line(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    backbone, _ = build_backbone("resnet18", width=8, stem="cifar")
+    save_file(backbone.state_dict(), tmp_path / "w.safetensors")
+    load_weights(backbone, tmp_path / "w.safetensors", "resnet18")
+    (tmp_path / "broken.pth").write_bytes(b"not weights")
+    cases = {
+        "w.safetensors": "conv1.weight is .8, 3, 3, 3. there and .16, 3, 3, 3. here",
+        "broken.pth": "not a readable file of weights",
+        "none.pth": "there is no such file",
+    }
+    wider, _ = build_backbone("resnet18", width=16, stem="cifar")
+    for name, message in cases.items():
+        with pytest.raises(UserError, match=message) as caught:
+            load_weights(wider, tmp_path / name, "resnet18")
+        assert "\n" not in str(caught.value)
+
+
+def test_precision() -> None:
+    assert choose_precision("off", CPU).dtype is None
+    assert choose_precision("bf16", CPU).dtype is torch.bfloat16
+    assert not choose_precision("bf16", CPU).scaler().is_enabled()
+    with pytest.raises(UserError, match="needs a GPU"):
+        choose_precision("fp16", CPU)
+
+
+def test_the_meter_averages_what_it_was_given() -> None:
+    meter = Meter(("loss", "accuracy"), CPU)
+    for i in range(4):
+        meter.add(torch.tensor(float(i)), {"accuracy": torch.tensor(i / 10)})
+    assert meter.mean().tolist() == pytest.approx([1.5, 0.15])
+    meter.reset()
+    assert meter.steps == 0 and meter.mean().tolist() == [0.0, 0.0]
+
+
+def test_the_clock_tells_waiting_from_working(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("penstock.engine.meters.time.perf_counter", lambda: now[0])
+    clock = WaitClock(CPU)
+    for _ in range(3):
+        clock.ask()
+        now[0] += 1.0
+        clock.got()
+        now[0] += 3.0
+    assert clock.read() == (12.0, 3.0)
+
+
+def test_a_log_taken_back_to_a_step_has_no_line_twice(tmp_path: Path) -> None:
+    path = tmp_path / "steps.csv"
+    log = CsvLog(path, ["step", "loss"], key="step", keep=None)
+    for step in (10, 20, 30):
+        log.write({"step": step, "loss": 1 / step})
+    log.close()
+    log = CsvLog(path, ["step", "loss"], key="step", keep=20)
+    log.write({"step": 30, "loss": 0.5})
+    log.close()
+    assert read_csv(path) == [{"step": 10, "loss": 0.1}, {"step": 20, "loss": 0.05}, {"step": 30, "loss": 0.5}]
+
+
+def test_charts_are_well_formed_and_hold_every_point() -> None:
+    svg = ElementTree.fromstring(chart("a < b", [(0, 3.0), (5, 1.0), (10, 2.0)], x_label="step", marks=True))
+    line = svg.find("polyline")
+    assert line is not None and len(line.attrib["points"].split()) == 3
+    heights = [float(circle.attrib["cy"]) for circle in svg.findall("circle")]
+    assert heights[0] < heights[2] < heights[1]  # larger is higher up
+    for points in ([(1, 2.0)], [(0, 5.0), (1, 5.0)]):  # one point; no range
+        ElementTree.fromstring(chart("flat", points, x_label="epoch"))
+    assert chart("empty", [], x_label="step") == ""
+
+
+def test_replace_keeps_a_config_complete() -> None:
+    assert isinstance(replace(settings(), epochs=3), CompleteConfig)

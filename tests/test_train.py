@@ -1,0 +1,218 @@
+"""`python engine/train.py` from its arguments to its report: wrong inputs, resuming, signals."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from penstock.engine.checkpoint import load_checkpoint
+from penstock.engine.csv_log import read_csv
+from penstock.engine.train import main
+from penstock.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = 20  # in an epoch
+TINY = [
+    "--loader", "folder", "--width", "8", "--size", "16", "--batch", "16", "--queue", "64", "--epochs", "2",
+    "--lr", "0.03", "--momentum", "0.9", "--log-every", "5", "--checkpoint-steps", "3", "--workers", "2",
+    "--knn-k", "20",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Here and in the processes started: so small a network gains nothing from more, and loses much if others run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes, 16 to 23 px, in train/ and val/."""
+    root, noise = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for split, count in (("train", STEPS * 16), ("val", 20)):
+        for i in range(count):
+            pixels = noise.integers(0, 256, (16 + i % 8, 20, 3), np.uint8) // (1 + i % 2)
+            path = root / split / "ab"[i % 2] / f"{i:04d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert main([*TINY, "--data", str(images), "--out", str(out)]) == 0
+    return out
+
+
+def tensors(state: Any, name: str = "") -> dict[str, Any]:
+    """Every value in a nest of dictionaries and lists, by its path."""
+    if isinstance(state, dict):
+        state = list(state.items())
+    elif isinstance(state, list):
+        state = list(enumerate(state))
+    else:
+        return {name: state}
+    return {path: leaf for key, value in state for path, leaf in tensors(value, f"{name}/{key}").items()}
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    ours, theirs = (load_checkpoint(out / "last.pt") for out in (one, other))
+    for part in ("position", "method", "optimizer"):
+        expected = tensors(theirs[part])
+        for path, value in tensors(ours[part]).items():
+            same = torch.equal(value, expected[path]) if isinstance(value, torch.Tensor) else value == expected[path]
+            assert same, f"{part}{path} differs"
+
+
+def test_a_run_leaves_logs_a_checkpoint_and_a_report(whole: Path) -> None:
+    epochs, steps = read_csv(whole / "epochs.csv"), read_csv(whole / "steps.csv")
+    assert [row["epoch"] for row in epochs] == [0, 1, 2]
+    assert [row["step"] for row in steps if row["step"] % 5 == 0] == list(range(5, 2 * STEPS + 1, 5))
+    assert all(0 <= row["knn"] <= 100 for row in epochs)
+    assert all(row["images_per_s"] > 0 and 0 <= row["wait_share"] <= 1 for row in steps)
+    assert epochs[1]["loss"] == pytest.approx(
+        np.mean([r["loss"] for r in _weighted(steps) if r["epoch"] == 0]), rel=1e-4
+    )
+    page = (whole / "report.html").read_text()
+    assert page.count("<svg") >= 6 and "data:image/png;base64," in page and "untrained network" in page
+    assert not re.search(r'(src|href)="(?!data:)', page)  # nothing beside the file
+    assert list((whole / "tensorboard").glob("events.*"))
+    assert load_checkpoint(whole / "last.pt")["position"] == {"epoch": 2, "consumed": 0, "step": 2 * STEPS}
+
+
+def _weighted(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Each row as often as it has steps."""
+    before = [0.0, *(row["step"] for row in rows)]
+    return [row for row, last in zip(rows, before, strict=False) for _ in range(int(row["step"] - last))]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_an_interrupted_run_ends_bit_for_bit_where_an_uninterrupted_one_does(
+    number: signal.Signals, images: Path, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, str(ROOT / "engine/train.py"), *TINY, "--data", str(images), "--out", str(out)]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not (out / "last.pt").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.002)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number], said
+    assert number == signal.SIGKILL or f"--resume {out / 'last.pt'}" in said
+    stopped = load_checkpoint(out / "last.pt")["position"]
+    assert 0 < stopped["consumed"] < STEPS * 16  # in mid-epoch
+    assert main(["--resume", str(out / "last.pt")]) == 0
+    assert_same_end(out, whole)
+    steps = [row["step"] for row in read_csv(out / "steps.csv")]
+    assert steps == sorted(set(steps)) and {5.0, 2.0 * STEPS} <= set(steps)
+    assert [row["epoch"] for row in read_csv(out / "epochs.csv")] == [0, 1, 2]
+
+
+def test_data_without_labels_train_without_knn(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flat, out = tmp_path / "flat", tmp_path / "run"
+    flat.mkdir()
+    for path in list((images / "train" / "a").iterdir())[:32]:
+        (flat / path.name).write_bytes(path.read_bytes())
+    options = "--method moco-v1 --symmetric --optimizer adam --amp bf16 --epochs 1 --save-every 1"
+    assert main([*TINY, "--data", str(flat), "--out", str(out), *options.split()]) == 0
+    assert "no kNN" in capsys.readouterr().out
+    assert "knn" not in read_csv(out / "epochs.csv")[0]
+    assert (out / "epoch-0001.pt").exists()
+
+
+def test_a_second_interrupt_leaves_at_once(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, time; from penstock.engine.signals import Interrupts; stop = Interrupts().__enter__();"
+    )
+    program += "os.kill(os.getpid(), signal.SIGINT); assert stop.received == signal.SIGINT;"
+    program += "os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 130 and "left without saving" in done.stderr
+
+
+def test_resume_auto_starts_where_there_is_nothing_and_goes_on_where_there_is(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = [*TINY, "--data", str(images), "--out", str(out), "--resume", "auto", "--knn-every", "0"]
+    assert main([*arguments, "--epochs", "1"]) == 0
+    assert main([*arguments, "--epochs", "2"]) == 0
+    assert load_checkpoint(out / "last.pt")["position"]["step"] == 2 * STEPS
+    assert [row["epoch"] for row in read_csv(out / "epochs.csv")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--loader nvidia", "'nvidia' is not known: choose one of"),
+        ("--method simclr-9", "'simclr-9' is not known: choose one of moco-v1, moco-v2"),
+        ("--recipe none", "--recipe 'none' is not known"),
+        ("--arch resnet1", "--arch 'resnet1' is not known"),
+        ("--batch 4096 --queue 4096", r"--batch 4096 is larger than the data \(320 images\)"),
+        ("--queue 65", "--queue 65 is not a multiple"),
+        ("--bn-splits 5", "--bn-splits 5 does not divide"),
+        ("--resume nowhere.pt", "nowhere.pt: there is no such file"),
+        ("--resume auto", "give --out too"),
+    ],
+)
+def test_wrong_inputs_are_one_line(arguments: str, message: str, images: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        out = [] if "auto" in arguments else ["--out", str(tmp_path / "out")]
+        main([*TINY, "--data", str(images), *out, *arguments.split()])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_another_run_is_refused_naming_both(whole: Path, tmp_path: Path) -> None:
+    checkpoint = str(whole / "last.pt")
+    with pytest.raises(UserError, match="--arch resnet18, not resnet50"):
+        main(["--resume", checkpoint, "--arch", "resnet50"])
+    with pytest.raises(UserError, match="--width 8, not 16"):
+        main(["--resume", checkpoint, "--width", "16"])
+    text = tmp_path / "text.pt"
+    text.write_text("no checkpoint")
+    with pytest.raises(UserError, match="this is no checkpoint"):
+        main(["--resume", str(text)])
+
+
+def test_a_finished_run_is_not_written_over(images: Path, whole: Path) -> None:
+    with pytest.raises(UserError, match="a run lies there already"):
+        main([*TINY, "--data", str(images), "--out", str(whole)])
+
+
+def test_a_wrong_input_is_exit_code_2_from_any_folder(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "engine/train.py"), "--loader", "nvidia"],
+        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": "error"},
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stdout == ""
+    assert re.fullmatch(r"penstock: --loader 'nvidia' is not known: .*\n", done.stderr)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    arguments = [*TINY, "--data", str(images), "--out", str(out), "--knn-every", "0", "--lr", "1e30"]
+    assert main(arguments) == 1
+    assert "the loss is nan" in capsys.readouterr().err
+    assert not (out / "last.pt").exists() or torch.isfinite(load_checkpoint(out / "last.pt")["method"]["queue"]).all()
