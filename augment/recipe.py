@@ -141,6 +141,17 @@ RECIPES: dict[str, Recipe] = {
             ),
         ),
         Recipe(
+            name="moco-small",
+            about="moco-v2 for views of up to 64 px: without blur, as SimCLR's list for CIFAR (arXiv 2002.05709, B.9)",
+            operations=(
+                RandomResizedCrop(scale=(0.2, 1.0)),
+                ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8),
+                Grayscale(p=0.2),
+                HorizontalFlip(),
+            ),
+            size=32,
+        ),
+        Recipe(
             name="moco-cifar",
             about="the MoCo authors' CIFAR-10 demo; no blur at 32 px",
             operations=(

@@ -35,7 +35,8 @@ class TrainConfig:
     workers: int | None = None
     """Threads (processes for torchvision) that decode and augment; default: one for each CPU."""
     recipe: str | None = None
-    """The augmentation: moco-v1, moco-v2 or moco-cifar; default: the method's."""
+    """The augmentation: moco-v1, moco-v2, moco-small (v2 without blur, for small views) or moco-cifar; default: the
+    method's."""
     size: int | None = None
     """Side of the views in pixels; default: 32 for CIFAR, 224 for photographs."""
 
@@ -45,7 +46,7 @@ class TrainConfig:
     symmetric: bool = False
     """Let each view be query and key in turn and sum both losses; a step costs twice as much."""
     queue: int | None = None
-    """Keys to tell a query's own from; a multiple of the keys of one step."""
+    """Keys to tell a query's own from, a multiple of the keys of one step; default: for an eighth of the images."""
     momentum: float | None = None
     """How much of itself the key encoder keeps at each step."""
     temperature: float | None = None
@@ -63,9 +64,9 @@ class TrainConfig:
     """A network of torchvision's (resnet18, resnet50, resnext50_32x4d, convnext_tiny, …) or timm:NAME."""
     width: int | None = None
     """Channels of a ResNet's first stage; the published networks have 64."""
-    stem: str = "auto"
+    stem: str | None = None
     """A ResNet's first layers: imagenet (7×7, stride 2, max-pool), half (3×3, stride 2), cifar (3×3, stride 1), or
-    auto: cifar for views of up to 64 pixels."""
+    auto (default): cifar for views of up to 64 pixels."""
     init: Path | None = None
     """Weights to start the backbone from: a state dict (.pth, .safetensors) or a checkpoint of ours."""
 
@@ -74,10 +75,10 @@ class TrainConfig:
     """Passes over the data."""
     batch: int | None = None
     """Images (pairs of views) in a step, over all ranks."""
-    optimizer: str = "sgd"
-    """sgd, adam or adamw."""
+    optimizer: str | None = None
+    """sgd (default), adam or adamw."""
     lr: float | None = None
-    """Peak learning rate, taken as it is; default: 0.03, times batch / 256 for larger batches (SGD), or 0.001 (Adam)."""
+    """Peak learning rate, taken as it is; default: 0.03, times batch / 256 for larger ones (SGD); 0.001 (Adam)."""
     sgd_momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float | None = None
@@ -113,8 +114,8 @@ class TrainConfig:
     """Write last.pt every so many steps too, not only at the end of an epoch."""
 
     # Evaluation
-    knn_every: int = 1
-    """Epochs between two kNN evaluations; 0: none."""
+    knn_every: int | None = None
+    """Epochs between two kNN evaluations (default: 1); 0: none."""
     knn_k: int = 200
     """Neighbours that vote."""
     knn_temperature: float = 0.1
@@ -128,17 +129,19 @@ METHODS: dict[str, dict[str, Any]] = {
     "moco-v2": {"recipe": "moco-v2", "head": "mlp", "temperature": 0.2, "schedule": "cosine"},
 }
 
-# By what a source is called; the last line serves every other set. A queue of None: as long as the data allow.
+# By what a source is called; the last one serves every other set. Any setting that is None above may stand here, and
+# goes before the method's. A queue of None: see _default_queue.
 DATA: dict[str, dict[str, Any]] = {
     "shapes": {  # a demonstration in a few minutes on two CPU cores
-        "size": 48, "width": 16, "epochs": 10, "batch": 64, "queue": 2048, "momentum": 0.99, "lr": 0.03,
-        "weight_decay": 5e-4,
+        "size": 64, "width": 16, "stem": "imagenet", "epochs": 40, "batch": 64, "queue": 1024, "momentum": 0.99,
+        "temperature": 0.1, "bn_splits": 1, "optimizer": "adamw", "lr": 1.5e-3, "weight_decay": 1e-4,
+        "recipe": "moco-small", "knn_every": 5,
     },
     "cifar": {  # the MoCo authors' CIFAR-10 demo
-        "size": 32, "width": 64, "epochs": 200, "batch": 512, "queue": 4096, "momentum": 0.99, "weight_decay": 5e-4,
+        "size": 32, "width": 64, "epochs": 200, "batch": 512, "queue": None, "momentum": 0.99, "weight_decay": 5e-4,
     },
     "stl10": {
-        "size": 64, "width": 64, "epochs": 200, "batch": 256, "queue": 16384, "momentum": 0.99, "weight_decay": 5e-4,
+        "size": 64, "width": 64, "epochs": 200, "batch": 256, "queue": None, "momentum": 0.99, "weight_decay": 5e-4,
     },
     "": {  # Chen et al. 2020, on ImageNet
         "size": 224, "width": 64, "epochs": 200, "batch": 256, "queue": None, "momentum": 0.999, "weight_decay": 1e-4,
@@ -189,11 +192,14 @@ class CompleteConfig(TrainConfig):
     head: str
     bn_splits: int
     width: int
+    stem: str
     epochs: int
     batch: int
+    optimizer: str
     lr: float
     weight_decay: float
     schedule: str
+    knn_every: int
 
 
 def complete(config: TrainConfig, *, source: str, length: int, world: int) -> CompleteConfig:
@@ -210,11 +216,13 @@ def complete(config: TrainConfig, *, source: str, length: int, world: int) -> Co
     of_data = next(values for name, values in DATA.items() if source.startswith(name))
     values: dict[str, Any] = METHODS[config.method] | of_data
     if not takes_width(config.arch):
-        values["width"] = 64
+        values |= {"width": 64, "stem": "auto"}
     values |= {name: value for name, value in vars(config).items() if value is not None}
     batch = values["batch"]
     keys = 2 * batch if config.symmetric else batch
-    values.setdefault("lr", 0.03 * max(1, batch / 256) if config.optimizer == "sgd" else 0.001)
+    for name, value in {"stem": "auto", "optimizer": "sgd", "knn_every": 1}.items():
+        values.setdefault(name, value)
+    values.setdefault("lr", 0.03 * max(1, batch / 256) if values["optimizer"] == "sgd" else 0.001)
     values.setdefault("bn_splits", _default_splits(batch) if world == 1 else 1)
     if values["queue"] is None:
         values["queue"] = _default_queue(length, keys)
@@ -224,13 +232,18 @@ def complete(config: TrainConfig, *, source: str, length: int, world: int) -> Co
 
 
 def _default_splits(batch: int) -> int:
-    """As in the paper, 256 images on 8 GPUs: with fewer than 32 to a part, the statistics' noise hides the image."""
+    """Up to 8 parts of at least 32 images: the paper's 256 images on 8 GPUs."""
     return next(splits for splits in (8, 4, 2, 1) if batch % splits == 0 and (batch >= 32 * splits or splits == 1))
 
 
 def _default_queue(length: int, keys: int) -> int:
-    """As in the paper (65,536) where the data hold twice as many images, so that few negatives are the query's own."""
-    longest = min(65536, 1 << max(0, (length // 2).bit_length() - 1))
+    """An eighth of the data, to a power of two: 65,536 on ImageNet, 4,096 on CIFAR-10, as their authors have it.
+
+    A longer one holds the query's own image and keys of an encoder long gone. On 10,000 CIFAR-10 images, batch 64, 10
+    epochs, one seed: the loss falls throughout with 1,024 keys and rises from the seventh epoch with 4,096; kNN ends at
+    40.0 and 38.5 %, which one seed does not tell apart.
+    """
+    longest = min(65536, 1 << max(0, (length // 8).bit_length() - 1))
     return max(keys, longest // keys * keys)
 
 

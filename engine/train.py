@@ -29,7 +29,7 @@ from penstock.augment import Recipe, load_recipe
 from penstock.engine.checkpoint import check_same_run, load_checkpoint
 from penstock.engine.config import TrainConfig, check_choices, complete, from_dict
 from penstock.engine.csv_log import read_csv
-from penstock.engine.data import build_knn, build_loader
+from penstock.engine.data import build_knn, build_loader, share_cpus
 from penstock.engine.distributed import Team, join
 from penstock.engine.folder import choose_folder, resume_command, write_about
 from penstock.engine.logs import RunLog
@@ -79,6 +79,7 @@ def parse(arguments: list[str] | None = None) -> tuple[TrainConfig, State | None
 
 def train(given: TrainConfig, state: State | None, team: Team) -> int:
     """One run, from its data to its report. Returns the exit code."""
+    share_cpus(team)
     source = open_source(given.data, given.split, class_list=given.class_list, limit=given.subset)
     config = complete(given, source=source.name, length=len(source), world=team.world)
     recipe = load_recipe(config.recipe, size=config.size)

@@ -52,7 +52,7 @@ class DALILoader(PipelineLoader):
             from nvidia.dali import Pipeline, fn
             from nvidia.dali.types import DALIDataType, DALIImageType
         except ImportError as error:
-            raise MissingExtra("DALI (nvidia.dali)", "dali-cuda13") from error
+            raise MissingExtra("DALI (nvidia.dali)", "dali-cuda13 or dali-cuda12") from error
         gpu = self.device.type == "cuda"
         pipe = Pipeline(
             batch_size=self.order.batch,

@@ -46,7 +46,7 @@ LOADERS: dict[str, LoaderInfo] = {
         about="DALI decodes (nvJPEG on a GPU), our executor makes the views",
         reads="webdataset",
         module="nvidia.dali",
-        extra="dali-cuda13",
+        extra=f"dali-cuda{(torch.version.cuda or '13').split('.')[0]}",  # the build that goes with this torch
     ),
     "ffcv-package": LoaderInfo(
         about="the ffcv package's own loader and operations, for comparison", reads="beton", module="ffcv", extra="ffcv"

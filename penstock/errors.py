@@ -16,7 +16,9 @@ class MissingExtra(UserError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} is not installed: pip install 'penstock[{extra}]' (or `make install`) brings it")
+        super().__init__(
+            f"{what} is not installed: `make install`, or pip install -e '.[{extra}]' in a clone, brings it"
+        )
         self.extra = extra
 
 

@@ -40,7 +40,7 @@ def test_what_is_not_given_comes_from_the_method_and_the_data() -> None:
     assert [settings(batch=n, queue=n).bn_splits for n in (16, 64, 96, 128, 512)] == [1, 2, 2, 4, 8]
     imagenet = complete(TrainConfig(), source="imagenet-train", length=1_281_167, world=8)
     assert (imagenet.size, imagenet.batch, imagenet.queue, imagenet.bn_splits) == (224, 256, 65536, 1)
-    assert complete(TrainConfig(batch=96), source="photos", length=1000, world=1).queue == 192  # a multiple of 96
+    assert complete(TrainConfig(batch=96), source="photos", length=2048, world=1).queue == 192  # a multiple of 96
 
 
 @pytest.mark.parametrize(

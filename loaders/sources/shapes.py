@@ -138,7 +138,7 @@ def table(rng: Generator, height: int, width: int) -> Field:
     across, down = np.exp(rng.uniform(-0.9, 0.9, 2))
     octaves = [(cells * down, cells * across, 0.75**octave) for octave, cells in enumerate((2, 5, 12, 28))]
     grain = sum(smooth(rng, height, width, d, a) * (weight * rng.uniform(0.1, 1)) for d, a, weight in octaves)
-    dark, bright = colour(rng, (0, 0.12), (0.35, 0.65)), colour(rng, (0, 0.12), (0.35, 0.65))
+    dark, bright = colour(rng, (0, 0.05), (0.42, 0.58)), colour(rng, (0, 0.05), (0.42, 0.58))
     return dark + (bright - dark) * np.clip(0.5 + 0.1 * grain, 0, 1)[..., None]
 
 
@@ -199,7 +199,7 @@ def lit(rng: Generator, outline: Field, radius: float, light: float) -> Field:
 def expose(rng: Generator, image: Field) -> NDArray[np.uint8]:
     """Uneven light, haze, a colour cast, the sensor's noise and a lens that is not quite in focus."""
     height, width, _ = image.shape
-    light = smooth(rng, height, width, 3, 3) * rng.uniform(0.2, 0.5) + rng.uniform(-0.35, 0.2)
+    light = smooth(rng, height, width, 3, 3) * rng.uniform(0.2, 0.4) + rng.uniform(-0.2, 0.15)
     image = image * np.exp(light)[..., None] * rng.uniform(0.97, 1.03, 3).astype(np.float32)
     image += (image.mean() - image) * rng.uniform(0, 0.3)
     image += 0.012 * rng.standard_normal(image.shape, np.float32)
