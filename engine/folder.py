@@ -11,10 +11,10 @@ from pathlib import Path
 from penstock.augment import Recipe
 from penstock.engine.backbones import choose_stem, takes_width
 from penstock.engine.config import CompleteConfig, TrainConfig, to_dict
-from penstock.engine.machine import machine
 from penstock.engine.method import Method
 from penstock.errors import UserError
 from penstock.loaders import Source
+from penstock.machine import describe_machine, machine_line, versions
 
 
 def choose_folder(config: TrainConfig, source: Source, *, resumed: bool) -> Path:
@@ -51,7 +51,7 @@ def write_about(out: Path, config: CompleteConfig, source: Source, recipe: Recip
         "network": f"{config.arch}{built}, {parameters / 1e6:.1f} M parameters",
         "recipe": str(recipe),
         "resume": resume_command(out),
-        "machine": machine(),
+        "machine": {"machine": machine_line(describe_machine()), **versions()},
         "config": to_dict(config),
     }
     partial = out / "config.json.partial"

@@ -40,7 +40,7 @@ class Source(ABC):
 
     @abstractmethod
     def decode(self, index: int) -> NDArray[np.uint8]:
-        """The image as uint8 [H, W, 3] RGB, upright (see `loaders/decode.py`). Raises BrokenImage, naming the sample."""
+        """The image as uint8 [H, W, 3] RGB, upright (see `loaders/decode.py`). Raises BrokenImage, naming it."""
 
     @abstractmethod
     def location(self, index: int) -> str:
