@@ -8,10 +8,12 @@ its pixels differ from our rows'; coverage, labels and order are ours, through t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import transforms
 from torchvision.datasets.folder import pil_loader
 
@@ -26,6 +28,7 @@ from penstock.augment.recipe import (
     Recipe,
 )
 from penstock.augment.rows import Interpolation
+from penstock.errors import BrokenImage
 from penstock.loaders.contract import Loader, LoaderState, Views
 from penstock.loaders.order import Order
 from penstock.loaders.sources.arrays import ImageArrays
@@ -56,6 +59,19 @@ def transform(operation: Operation, size: int) -> torch.nn.Module:
             return transforms.RandomApply([transforms.GaussianBlur(taps, sigma)], p=p)
 
 
+@dataclass(frozen=True)
+class Broken:
+    """What a worker hands over for an image that Pillow cannot read: an exception would arrive without its fields."""
+
+    location: str
+    reason: str
+
+
+def collate(items: list[Any]) -> Any:
+    """DataLoader's own batching, unless an image was broken."""
+    return next((item for item in items if isinstance(item, Broken)), None) or default_collate(items)
+
+
 class TwoViews(Dataset):
     """An ImageFolder-like data set whose items are (views [V, 3, S, S], index, label)."""
 
@@ -69,8 +85,11 @@ class TwoViews(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[list[torch.Tensor], int, int]:
-        image = open_pil(self.source, index)
+    def __getitem__(self, index: int) -> tuple[list[torch.Tensor], int, int] | Broken:
+        try:
+            image = open_pil(self.source, index)
+        except OSError as error:  # Pillow's: truncated, or no image at all
+            return Broken(self.source.location(index), str(error))
         return [self.transform(image) for _ in range(self.views)], index, int(self.source.labels[index])
 
 
@@ -126,12 +145,16 @@ class TorchvisionLoader(Loader):
             persistent_workers=workers > 0,
             pin_memory=self.device.type == "cuda",
             generator=self.generator,
+            collate_fn=collate,
         )
 
     def epoch(self, epoch: int, consumed: int = 0) -> Iterator[Views]:
         self.sampler.epoch, self.sampler.consumed = epoch, consumed
         self.generator.manual_seed((self.order.seed * 1_000_003 + epoch) & (2**63 - 1))
-        for views, index, label in self.loader:
+        for batch in self.loader:
+            if isinstance(batch, Broken):
+                raise BrokenImage(batch.location, batch.reason)
+            views, index, label = batch
             group = torch.cat(views).to(self.device, self.dtype, non_blocking=True, memory_format=torch.channels_last)
             yield Views(groups=[group], index=index, label=label)
 

@@ -243,11 +243,12 @@ def test_a_shard_is_converted_once(make, cache, data):
     assert shard.stat().st_mtime_ns == before
 
 
-def test_a_broken_image_is_named_and_the_loader_can_be_closed(tmp_path, make):
+@pytest.mark.parametrize("reader", ["folder", "torchvision"])
+def test_a_broken_image_is_named_and_the_loader_can_be_closed(tmp_path, make, reader):
     write_images(tmp_path)
     broken = tmp_path / "bee" / "001.jpg"
     broken.write_bytes(broken.read_bytes()[:-200])
-    loader = make("folder", open_source(str(tmp_path)), fresh=True, keep_tail=True)
+    loader = make(reader, open_source(str(tmp_path)), fresh=True, keep_tail=True)
     with pytest.raises(BrokenImage, match=r"bee/001\.jpg: cannot decode this image"):
         list(loader.epoch(0))
     loader.close()
