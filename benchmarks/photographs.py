@@ -41,6 +41,7 @@ def photographs(data: str, *, batch: int) -> Photographs:
         limit = max(needed, MOST)
         count = min(len(source), limit)
         return Photographs(data=data, limit=limit if len(source) > limit else None, count=count, distinct=count)
+    source = open_source(data, limit=min(len(source), max(needed, MOST)))  # a shard may hold millions
     copies = -(-needed // len(source))
     folder = cache_folder() / "benchmark" / f"{source.name}-{source.fingerprint()[:16]}-x{copies}"
     if not folder.exists():

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from penstock.engine.backbones import takes_width
+from penstock.engine.backbones import choose_stem, takes_width
 from penstock.errors import UserError
 
 
@@ -110,7 +110,7 @@ class TrainConfig:
     """Steps between two lines of the log."""
     save_every: int | None = None
     """Keep a checkpoint (epoch-N.pt) of every so many epochs, beside last.pt."""
-    checkpoint_steps: int | None = None
+    checkpoint_steps: int = 500
     """Write last.pt every so many steps too, not only at the end of an epoch."""
 
     # Evaluation
@@ -129,7 +129,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "moco-v2": {"recipe": "moco-v2", "head": "mlp", "temperature": 0.2, "schedule": "cosine"},
 }
 
-# By what a source is called; the last one serves every other set. Any setting that is None above may stand here, and
+# By the name of a set; the last one serves every other set. Any setting that is None above may stand here, and
 # goes before the method's. A queue of None: see _default_queue.
 DATA: dict[str, dict[str, Any]] = {
     "shapes": {  # a demonstration in a few minutes on two CPU cores
@@ -137,8 +137,9 @@ DATA: dict[str, dict[str, Any]] = {
         "temperature": 0.1, "bn_splits": 1, "optimizer": "adamw", "lr": 1.5e-3, "weight_decay": 1e-4,
         "recipe": "moco-small", "knn_every": 5,
     },
-    "cifar": {  # the MoCo authors' CIFAR-10 demo
-        "size": 32, "width": 64, "epochs": 200, "batch": 512, "queue": None, "momentum": 0.99, "weight_decay": 5e-4,
+    "cifar10": {  # the MoCo authors' CIFAR-10 demo, with the method's head
+        "size": 32, "width": 64, "epochs": 200, "batch": 512, "queue": None, "momentum": 0.99, "temperature": 0.1,
+        "lr": 0.06, "weight_decay": 5e-4, "recipe": "moco-cifar",
     },
     "stl10": {
         "size": 64, "width": 64, "epochs": 200, "batch": 256, "queue": None, "momentum": 0.99, "weight_decay": 5e-4,
@@ -147,6 +148,7 @@ DATA: dict[str, dict[str, Any]] = {
         "size": 224, "width": 64, "epochs": 200, "batch": 256, "queue": None, "momentum": 0.999, "weight_decay": 1e-4,
     },
 }  # fmt: skip
+DATA["cifar100"] = DATA["cifar10"]
 
 CHOICES = {
     "split": ("train", "unlabeled"),
@@ -176,6 +178,8 @@ def check_choices(config: TrainConfig) -> None:
         value = getattr(config, field)
         if value is not None and not value > 0:
             raise UserError(f"{flag(field)} {value}: this must be more than 0")
+    if config.seed < 0:
+        raise UserError(f"--seed {config.seed}: a seed is 0 or more")
     if config.workers is not None and config.workers < 1:
         raise UserError(f"--workers {config.workers}: at least one thread must load the data")
 
@@ -213,11 +217,13 @@ def complete(config: TrainConfig, *, source: str, length: int, world: int) -> Co
     Raises:
         UserError: a batch larger than the data, or sizes that do not divide each other.
     """
-    of_data = next(values for name, values in DATA.items() if source.startswith(name))
-    values: dict[str, Any] = METHODS[config.method] | of_data
-    if not takes_width(config.arch):
-        values |= {"width": 64, "stem": "auto"}
+    of_data = DATA.get(source.rpartition("-")[0], DATA[""])
+    values: dict[str, Any] = {"stem": "auto"} | METHODS[config.method] | of_data
     values |= {name: value for name, value in vars(config).items() if value is not None}
+    if takes_width(values["arch"]):  # settled now, so that a checkpoint's network does not hang on the size
+        values["stem"] = choose_stem(values["stem"], values["size"])
+    elif config.width is None and config.stem is None:
+        values |= {"width": 64, "stem": "auto"}
     batch = values["batch"]
     keys = 2 * batch if config.symmetric else batch
     for name, value in {"stem": "auto", "optimizer": "sgd", "knn_every": 1}.items():

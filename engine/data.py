@@ -59,7 +59,7 @@ def build_knn(config: CompleteConfig, source: Source, recipe: Recipe, team: Team
     queries = _queries(config) if config.knn_every else None
     bank = source
     if config.split != "train":
-        bank = open_source(config.data, "train", class_list=config.class_list, limit=config.subset)
+        bank = open_source(config.data, "train", class_list=config.class_list)
     labelled = np.flatnonzero(bank.labels != UNLABELLED)
     if queries is None or not len(labelled):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -25,14 +26,21 @@ def choose_folder(config: TrainConfig, source: Source, *, resumed: bool) -> Path
     """
     named = f"{source.name}-{config.method}-{config.loader}-{time.strftime('%Y%m%d-%H%M%S')}"
     out = config.out or Path("runs") / named
-    if not resumed and (out / "last.pt").exists():
+    goes_on = resumed and (
+        config.resume == "auto" or Path(config.resume or "").resolve() == (out / "last.pt").resolve()
+    )
+    if not goes_on and (out / "last.pt").exists():
         raise UserError(
             f"--out {out}: a run lies there already: go on with it by --resume auto, or choose another --out"
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        raise UserError(f"--out {out}: this folder cannot be made ({error.strerror}): choose another --out") from None
+        raise UserError(
+            f"--out {out}: this folder cannot be written ({error.strerror}): choose another --out"
+        ) from None
     return out
 
 

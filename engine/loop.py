@@ -242,9 +242,9 @@ class Trainer:
         """Go on where the run that wrote this stood; the optimizer's settings stay this run's."""
         settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.method.load_state_dict(state["method"])
+        for group, own in zip(state["optimizer"]["param_groups"], settings, strict=True):
+            group.update(own)  # first: where its tensors must lie depends on whether this run's optimizer is fused
         self.optimizer.load_state_dict(state["optimizer"])
-        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
-            group.update(own)
         if state["scaler"]:  # empty where the checkpoint's run needed none
             self.scaler.load_state_dict(state["scaler"])
         self.position = Position(**state["position"])

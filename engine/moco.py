@@ -113,7 +113,8 @@ class MoCo(Method):
         """
         torch._foreach_lerp_(self._key_weights, self._query_weights, 1 - self.momentum)
         for keys in self._keys:
-            self.queue[self.pointer : self.pointer + len(keys)] = keys
+            places = torch.arange(self.pointer, self.pointer + len(keys), device=keys.device) % len(self.queue)
+            self.queue[places] = keys  # wraps around where the batch has changed since a checkpoint
             self.pointer = (self.pointer + len(keys)) % len(self.queue)
         self._keys.clear()
         self.steps += 1

@@ -84,7 +84,8 @@ def train(given: TrainConfig, state: State | None, team: Team) -> int:
     config = complete(given, source=source.name, length=len(source), world=team.world)
     recipe = load_recipe(config.recipe, size=config.size)
     precision = choose_precision(config.amp, team.device)
-    method = build_method(config, team)
+    begun = dataclasses.replace(config, init=None) if state else config  # the checkpoint holds what --init brought
+    method = build_method(begun, team)
     if state is not None and state["samples"] != len(source):
         was = f"{state['samples']:,} images, and {config.data} now has {len(source):,}"
         raise UserError(f"--resume: this run was trained on {was}: bring them back, or start anew with --init")

@@ -19,7 +19,8 @@ class Views:
     """One batch: the augmented views of N images. It owns its memory: keeping it never changes it.
 
     Attributes:
-        groups: one tensor [V·N, 3, S, S] for each group of views of equal size, normalised, channels-last;
+        groups: one tensor [V·N, 3, S, S] for each group of views of equal size, normalised, channels-last
+            (the torchvision baseline's on a CPU are not);
             rows v·N … (v+1)·N - 1 are view v of every sample. Two views make one group.
         index: int64 [N], the samples' positions in the source.
         label: int64 [N], -1 where unlabelled.

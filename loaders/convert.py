@@ -111,7 +111,8 @@ class Tally:
 
     def _broken(self, image: BrokenImage) -> None:
         if self.on_error == "stop":
-            raise UserError(f"{image}, or leave such images out with --on-error skip; nothing was written")
+            without = "python loaders/convert.py SRC DST --on-error skip"
+            raise UserError(f"{image}, or leave such images out with `{without}`; nothing was written")
         self.skipped.append({"location": image.location, "reason": image.reason})
 
     def provenance(self, source: Source, how: Encoding) -> Provenance:

@@ -98,6 +98,10 @@ class DALILoader(PipelineLoader):
         host = images.as_cpu() if self.device.type == "cuda" else images
         return [np.asarray(host[i]) for i in range(len(index))]
 
+    def close(self) -> None:
+        super().close()
+        self.pipe = None  # ends DALI's threads
+
     def _broken(self, index: NDArray[np.int64], error: RuntimeError) -> BrokenImage:
         """DALI names a position in a batch; decoding the batch by hand names the image."""
         for i in index:

@@ -78,6 +78,8 @@ def fetch_set(name: str, cache: Path) -> Path:
     """The folder that holds a set of `ARCHIVES`, downloaded and unpacked on first use. Raises UserError."""
     archive, folder = ARCHIVES[name], cache / name
     file = cache / "downloads" / archive.url.rsplit("/", 1)[1]
+    if folder.is_dir():
+        return folder
     try:
         with _one_process_at_a_time(file.with_name(f"{file.name}.lock")):
             if not folder.is_dir():

@@ -99,10 +99,10 @@ def encode_one(source: Source, index: int, how: Encoding, page: int | None) -> S
         original = b"" if source.storage in ("arrays", "raw") else source.encoded(index)
         jpeg = original.startswith(b"\xff\xd8\xff")
         obstacle = _obstacle(original, how, page) if jpeg else "not JPEG"
-        if obstacle is None:
-            height, width = image_size(original)
-            return Stored(original, "jpeg", height, width, None)
         image = decode_rgb(original, source.location(index)) if original else source.decode(index)
+        if obstacle is None:  # decoded all the same: headers do not tell whether the scan is whole
+            height, width = image.shape[:2]
+            return Stored(original, "jpeg", height, width, None)
         lossless = how.encoding == "raw" or (how.encoding == "keep" and not jpeg)
         return _encode(_shrink(image, how), how, page, lossless, obstacle)
     except BrokenImage as error:

@@ -110,17 +110,28 @@ def prepare(source: Source, name: str, *, workers: int | None = None, cache: Pat
     suffix = {"beton": ".beton", "webdataset": ".tar"}[format]
     folder = (cache or cache_folder()) / "shards"
     shard = folder / f"{source.name}-{source.fingerprint()[:16]}{suffix}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(shard):
-        if not shard.exists():
-            convert(source, shard, format=format, workers=workers or available_cpus(), progress=True)
+    if not shard.exists():
+        with locked(shard):
+            if not shard.exists():  # else another process was first
+                convert(source, shard, format=format, workers=workers or available_cpus(), progress=True)
     return open_source(str(shard))
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock beside `path`, so that of several ranks or runs one makes it and the others wait."""
-    with path.with_name(path.name + ".lock").open("w") as lock:
+    """Hold a lock beside `path`, so that of several ranks or runs one makes it and the others wait.
+
+    Raises:
+        UserError: its folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(path.name + ".lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"{path.parent}: cannot be written ({error.strerror}): name another place, PENSTOCK_CACHE=FOLDER"
+        ) from error
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -67,9 +67,13 @@ class Broken:
     reason: str
 
 
-def collate(items: list[Any]) -> Any:
-    """DataLoader's own batching, unless an image was broken."""
-    return next((item for item in items if isinstance(item, Broken)), None) or default_collate(items)
+def collate(items: list[Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | Broken:
+    """DataLoader's own batching, all first views before all second ones; or the first broken image."""
+    if broken := next((item for item in items if isinstance(item, Broken)), None):
+        return broken
+    views, index, label = zip(*items, strict=True)
+    in_order = [view for same in zip(*views, strict=True) for view in same]
+    return default_collate(in_order), torch.tensor(index), torch.tensor(label)
 
 
 class TwoViews(Dataset):
@@ -88,7 +92,9 @@ class TwoViews(Dataset):
     def __getitem__(self, index: int) -> tuple[list[torch.Tensor], int, int] | Broken:
         try:
             image = open_pil(self.source, index)
-        except OSError as error:  # Pillow's: truncated, or no image at all
+        except BrokenImage as error:
+            return Broken(error.location, error.reason)
+        except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and others on damaged files
             return Broken(self.source.location(index), str(error))
         return [self.transform(image) for _ in range(self.views)], index, int(self.source.labels[index])
 
@@ -121,8 +127,8 @@ class EpochBatches:
 class TorchvisionLoader(Loader):
     """The DataLoader of the usual training script behind our contract.
 
-    Its random values come from torch's and each worker's own generators, seeded per epoch: a resumed run goes on
-    in order, but with other augmentations than the uninterrupted one.
+    Its random values come from each worker's own generators, seeded once: a resumed run goes on in order, but with
+    other augmentations than the uninterrupted one. On a CPU its views are laid out as `ToTensor` leaves them.
     """
 
     def __init__(
@@ -155,7 +161,9 @@ class TorchvisionLoader(Loader):
             if isinstance(batch, Broken):
                 raise BrokenImage(batch.location, batch.reason)
             views, index, label = batch
-            group = torch.cat(views).to(self.device, self.dtype, non_blocking=True, memory_format=torch.channels_last)
+            group = views.to(self.device, self.dtype, non_blocking=True)
+            if self.device.type == "cuda":  # cheap there; on a CPU it would be work that no one's script does
+                group = group.contiguous(memory_format=torch.channels_last)
             yield Views(groups=[group], index=index, label=label)
 
     def close(self) -> None:

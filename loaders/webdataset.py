@@ -117,7 +117,7 @@ class WebDatasetSource(Source):
         self, columns: NDArray[np.bytes_], extensions: tuple[str, ...], what: str
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Offsets and lengths, int64 [N] each, of the one component that has any of the extensions."""
-        found = np.isin(columns[:, :, 0], np.array(extensions, np.bytes_))
+        found = np.isin(np.char.lower(columns[:, :, 0]), np.array(extensions, np.bytes_))
         single = found.sum(axis=1) == 1
         if not single.all():
             raise self._broken(f"sample {int(np.argmin(single))} has not one {what}")

@@ -242,7 +242,12 @@ def shapes_source(split: str, cache: Path) -> ImageFolder:
         raise UserError(f"shapes has no split {split!r}: choose one of {', '.join(SPLITS)}")
     root = cache / VERSION / split
     if not root.is_dir():
-        generate(root, split, SPLITS[split])
+        try:
+            generate(root, split, SPLITS[split])
+        except OSError as error:
+            raise UserError(
+                f"{root}: cannot be written ({error.strerror}): name another place, PENSTOCK_CACHE=FOLDER"
+            ) from error
     return ImageFolder(root, name=f"shapes-{split}")
 
 
