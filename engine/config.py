@@ -139,7 +139,7 @@ DATA: dict[str, dict[str, Any]] = {
     },
     "cifar10": {  # the MoCo authors' CIFAR-10 demo, with the method's head
         "size": 32, "width": 64, "epochs": 200, "batch": 512, "queue": None, "momentum": 0.99, "temperature": 0.1,
-        "lr": 0.06, "weight_decay": 5e-4, "recipe": "moco-cifar",
+        "weight_decay": 5e-4, "recipe": "moco-cifar",
     },
     "stl10": {
         "size": 64, "width": 64, "epochs": 200, "batch": 256, "queue": None, "momentum": 0.99, "weight_decay": 5e-4,

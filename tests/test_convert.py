@@ -326,7 +326,10 @@ def test_ctrl_c_leaves_no_file(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     command = [sys.executable, str(ROOT / "loaders" / "convert.py"), str(tmp_path / "set"), str(out / "x.tar")]
+    # A shell starts what it puts in the background with this signal ignored, and that is inherited.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen([*command, "--encoding", "jpeg"], stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     wait_until(lambda: bool(names(out)))
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)

@@ -34,10 +34,12 @@ def settings(**given: object) -> CompleteConfig:
 
 def test_what_is_not_given_comes_from_the_method_and_the_data() -> None:
     v1, v2 = settings(method="moco-v1"), settings(method="moco-v2", temperature=0.5)
-    assert (v1.head, v1.temperature, v1.recipe, v1.schedule) == ("linear", 0.07, "moco-v1", "step")
-    assert (v2.head, v2.temperature, v2.recipe, v2.schedule) == ("mlp", 0.5, "moco-v2", "cosine")
+    assert (v1.head, v1.temperature, v1.recipe, v1.schedule) == ("linear", 0.1, "moco-cifar", "step")
+    assert (v2.head, v2.temperature, v2.recipe, v2.schedule) == ("mlp", 0.5, "moco-cifar", "cosine")
     assert (v1.size, v1.batch, v1.queue, v1.lr) == (32, 512, 4096, pytest.approx(0.06))  # the authors' demo
     assert [settings(batch=n, queue=n).bn_splits for n in (16, 64, 96, 128, 512)] == [1, 2, 2, 4, 8]
+    leaves = complete(TrainConfig(method="moco-v1"), source="shapes_of_leaves-train", length=4096, world=1)
+    assert (leaves.size, leaves.temperature, leaves.recipe) == (224, 0.07, "moco-v1")  # no set of ours by that name
     imagenet = complete(TrainConfig(), source="imagenet-train", length=1_281_167, world=8)
     assert (imagenet.size, imagenet.batch, imagenet.queue, imagenet.bn_splits) == (224, 256, 65536, 1)
     assert complete(TrainConfig(batch=96), source="photos", length=2048, world=1).queue == 192  # a multiple of 96
