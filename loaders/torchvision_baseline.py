@@ -43,7 +43,7 @@ MODES = {
 
 
 class PILGaussianBlur(torch.nn.Module):
-    """Pillow's filter, as MoCo v2's own script blurs: several times as fast as torchvision's transform of that name."""
+    """Pillow's filter, as MoCo v2's own script blurs; torchvision's transform of that name costs many times as much."""
 
     def __init__(self, sigma: tuple[float, float]) -> None:
         super().__init__()
