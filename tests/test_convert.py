@@ -183,6 +183,15 @@ def test_skipped_images_are_counted_and_listed(broken: Path, tmp_path: Path, suf
     assert [shard.encoded(i) for i in range(18)] == [source.encoded(i) for i in kept]
 
 
+def test_a_scan_cut_short_is_found_though_headers_and_end_are_whole(photos: Path, tmp_path: Path) -> None:
+    victim = sorted(photos.rglob("*.jpg"))[0]
+    data = victim.read_bytes()
+    victim.write_bytes(data[: len(data) // 2] + b"\xff\xd9")
+    with pytest.raises(UserError, match=f"{victim.name}: cannot decode this image"):
+        convert(folder(photos), tmp_path / "x.beton", progress=False)
+    assert not (tmp_path / "x.beton").exists()
+
+
 def test_a_set_without_one_whole_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "a.jpg").write_bytes(b"")

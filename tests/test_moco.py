@@ -87,6 +87,17 @@ def test_keys_come_back_in_the_order_of_their_queries() -> None:
     torch.testing.assert_close(moco.encode_keys(x), normalize(moco.key_encoder(x).detach()))
 
 
+def test_a_batch_that_no_longer_divides_the_queue_wraps_around() -> None:
+    """As after a checkpoint of another batch size: 3 keys a step, then 8, in a queue of 12."""
+    moco = MoCo(small_encoder(), dim=C, queue=K)
+    sent = [normalize(torch.randn(n, C, generator=torch.Generator().manual_seed(n))) for n in (3, 8, 5)]
+    for keys in sent:
+        moco._keys.append(keys)
+        moco.after_step()
+    expected = torch.cat([sent[2][1:], torch.cat(sent[:2])[4:], sent[2][:1]])
+    assert torch.equal(moco.queue, expected)
+
+
 def test_the_shuffle_puts_keys_in_other_company_than_their_queries() -> None:
     """With split normalisation a key's value depends on its company; without the shuffle it would keep its query's."""
     torch.manual_seed(0)
