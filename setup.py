@@ -38,6 +38,7 @@ setup(
         "simplejpeg>=1.8",
         "psutil>=6",
         "rich>=13",
+        "pyyaml>=6",
         "tyro>=0.9",
         "tensorboard>=2.18",
         "matplotlib>=3.9",

@@ -2,7 +2,8 @@
 
 from penstock.augment.draw import draw
 from penstock.augment.pixels import Pixels
-from penstock.augment.recipe import RECIPES, Recipe, evaluation, load_recipe
+from penstock.augment.recipe import Recipe, evaluation
+from penstock.augment.recipes import RECIPES, load_recipe
 from penstock.augment.rows import Rows
 
 __all__ = ["RECIPES", "Pixels", "Recipe", "Rows", "draw", "evaluation", "load_recipe"]

@@ -4,36 +4,162 @@
 |---|---|
 | `reference` | torchvision's uint8 operations, one row at a time: the oracle |
 | `fused_cpu` | compiled, without the GIL |
-| `auto` | `fused_cpu` where it covers the whole recipe, else `reference` |
+| `fused_gpu` | Triton kernels; in Triton's interpreter, slowly, where there is no GPU |
+| `albumentations` | Albumentations 2.0.8, one row at a time |
+| `dali` | DALI's own operators, for comparison; not at parity everywhere (docs/parity.md) |
+| `auto` | `fused_gpu` where the views are wanted on a GPU, else `fused_cpu` |
+
+Rows are drawn before pixels move, so routing is per row: one that holds an operation which the executor has no kernel
+for, or which `fallback` names, is finished on the CPU, by `fused_cpu` and Albumentations, and only written by the
+executor, into its place in the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
+from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
+from threading import Lock
+from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from penstock.augment.operations import OPERATIONS
 from penstock.augment.pixels import Pixels
 from penstock.augment.recipe import Recipe
-from penstock.augment.rows import Rows
+from penstock.augment.rows import Opcode, Rows
 from penstock.errors import UserError
 
-Executor = Callable[[Pixels, Rows, Recipe, torch.Tensor], None]
-EXECUTORS = ("auto", "reference", "fused_cpu")
+BACK_ENDS = ("reference", "fused_cpu", "fused_gpu", "albumentations", "dali")
+EXECUTORS = ("auto", *BACK_ENDS)
 
 
-def choose_executor(name: str, recipe: Recipe) -> Executor:
+class BackEnd(Protocol):
+    """A module that moves pixels.
+
+    Attributes:
+        NATIVE: the operations that it has code for.
+    """
+
+    NATIVE: frozenset[Opcode]
+
+    def run(self, pixels: Pixels, rows: Rows, recipe: Recipe, out: torch.Tensor) -> None:
+        """Fill `out` [V, N, 3, S, S] (float32, float16 or bfloat16, channels-last) with normalised views.
+
+        A row whose first opcode is NONE is skipped: its part of `out` is left alone.
+        """
+
+    def write(
+        self,
+        finished: NDArray[np.uint8],
+        view: NDArray[np.int64],
+        sample: NDArray[np.int64],
+        recipe: Recipe,
+        out: torch.Tensor,
+    ) -> None:
+        """Normalise finished views [R, S, S, 3] into `out[view[r], sample[r]]`."""
+
+
+class Executor:
+    """A back end, and the way around it for the rows that it cannot finish.
+
+    Args:
+        name: the back end's.
+        native: the operations that are left to it, and to `fused_cpu` in rows that go around it.
+
+    Attributes:
+        rows, routed: how many rows have been run, and how many of them went around. On a GPU `out` is on the device
+            for the back end whose `on_device` is true, and uploaded afterwards for the others.
+    """
+
+    def __init__(self, name: str, native: frozenset[Opcode]) -> None:
+        self.name, self.rows, self.routed = name, 0, 0
+        self.on_device = name == "fused_gpu"
+        self._back_end: BackEnd = import_module(f"penstock.augment.{name}")  # type: ignore[assignment]
+        self._native = np.zeros(len(Opcode), np.bool_)
+        self._native[[Opcode.NONE, *native]] = True
+        self._lock = Lock()
+
+    def __call__(self, pixels: Pixels, rows: Rows, recipe: Recipe, out: torch.Tensor) -> None:
+        """Run the rows of one group's views [V, N, K]: fill `out` [V, N, 3, S, S] with normalised views."""
+        around = ~self._native[rows.opcode].all(axis=-1)  # [V, N]
+        with self._lock:
+            self.rows, self.routed = self.rows + around.size, self.routed + int(around.sum())
+        if not around.any():
+            return self._back_end.run(pixels, rows, recipe, out)
+        opcode = rows.opcode.copy()
+        opcode[around, 0] = Opcode.NONE
+        self._back_end.run(pixels, replace(rows, opcode=opcode), recipe, out)
+        view, sample = np.nonzero(around)
+        finished = np.stack(
+            [
+                self._finish(pixels.image(n), rows, v, n, recipe, out.shape[-1])
+                for v, n in zip(view, sample, strict=True)
+            ]
+        )
+        return self._back_end.write(finished, view, sample, recipe, out)
+
+    def _finish(
+        self, image: NDArray[np.uint8], rows: Rows, view: int, sample: int, recipe: Recipe, size: int
+    ) -> NDArray[np.uint8]:
+        """One row on the CPU, from the source image to uint8 [S, S, 3]: native runs compiled, the rest one by one."""
+        from penstock.augment import albumentations, fused_cpu
+
+        opcode, parameters, seed = rows.opcode[view, sample], rows.parameters[view, sample], rows.seed[view, sample]
+        k, used = 0, int(np.count_nonzero(opcode))
+        while k < used:
+            run = int(np.argmin([*self._native[opcode[k:used]], False]))  # how many native slots follow each other
+            if run:
+                end = k + run
+                image = fused_cpu.run_slots(image, opcode[k:end], parameters[k:end], seed[k:end], size)
+                k = end
+            else:
+                image = albumentations.apply(image, Opcode(opcode[k]), parameters[k], int(seed[k]), recipe)
+                k += 1
+        return image
+
+
+def choose_executor(
+    name: str, recipe: Recipe, *, fallback: Iterable[str] = (), device: torch.device | str = "cpu"
+) -> Executor:
     """The executor of that name.
 
+    Args:
+        fallback: operations to send to Albumentations, by a recipe's names or a row's (`CLAHE`, `clahe`, `hue`).
+        device: where the views are wanted.
+
     Raises:
-        UserError: unknown name, or one that lacks a kernel for an operation of the recipe.
+        UserError: unknown name, an operation that cannot fall back, or a foreign transform that Albumentations lacks.
+        MissingExtra: a package that the executor or the recipe needs is not installed.
     """
-    from penstock.augment.fused_cpu import covers, fused_cpu
-    from penstock.augment.reference import reference
+    from penstock.augment import fused_cpu
 
     if name not in EXECUTORS:
         raise UserError(f"--executor {name!r} is not known: choose one of {', '.join(EXECUTORS)}")
-    fused = covers(recipe)
-    if name == "fused_cpu" and not fused:
-        raise UserError(f"--executor fused_cpu has no kernel for all of {recipe}: use --executor auto")
-    return fused_cpu if name != "reference" and fused else reference
+    if name == "auto":
+        name = "fused_gpu" if torch.device(device).type == "cuda" and find_spec("triton") else "fused_cpu"
+    sent = fallback_opcodes(fallback)
+    if recipe.foreign or sent & recipe.opcodes:
+        from penstock.augment import albumentations
+
+        for operation in recipe.foreign:
+            albumentations.check(operation.transform, dict(operation.arguments))
+    executor = import_module(f"penstock.augment.{name}")
+    return Executor(name, (executor.NATIVE & (fused_cpu.NATIVE | executor.NATIVE)) - sent)
+
+
+def fallback_opcodes(names: Iterable[str]) -> frozenset[Opcode]:
+    """The opcodes of operations named as in a recipe or as in a row, in any case.
+
+    Raises:
+        UserError: no operation has that name, or it is the crop, which has no fallback.
+    """
+    known = {opcode.name.lower(): frozenset({opcode}) for opcode in Opcode if opcode > Opcode.CROP}
+    known |= {name.lower(): kind.opcodes for name, kind in OPERATIONS.items() if kind.opcodes - {Opcode.CROP}}
+    for name in names:
+        if name.lower() not in known:
+            raise UserError(f"--fallback {name!r} is not an operation: choose among {', '.join(sorted(known))}")
+    return frozenset[Opcode]().union(*(known[name.lower()] for name in names))

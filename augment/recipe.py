@@ -1,189 +1,164 @@
-"""Recipes: which operations a method wants, with probabilities and ranges. Data; nothing is drawn or moved here.
+"""A recipe: which operations a method wants for each view. Data; nothing is drawn or moved here.
 
->>> print(load_recipe("moco-cifar", size=32))
-moco-cifar at 32 px: RandomResizedCrop(scale .08-1) > HorizontalFlip(p .5) > ...
+>>> print(load_recipe("moco-cifar"))
+moco-cifar: 2 views of 32 px: RandomResizedCrop(scale .08-1) > HorizontalFlip(p .5) > ...
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
 
-from penstock.augment.rows import Interpolation
+from penstock.augment.operations import Albumentations, ByEpoch, CenterCrop, Operation, RandomChoice
+from penstock.augment.rows import Opcode
 from penstock.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-
-
-def _number(value: float) -> str:
-    return f"{value:g}".replace("0.", ".", 1) if 0 < abs(value) < 1 else f"{value:g}"
+SMALLEST = 8  # pixels of a view: what CLAHE's tiles and a blur's reflection still make sense on
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomResizedCrop:
-    """A random area and aspect ratio of the image, resized to S×S; ten tries, then a centre crop, as torchvision's."""
+class View:
+    """One list of operations; the first is the crop, which decides the size.
 
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    interpolation: Interpolation = Interpolation.BILINEAR
-    antialias: bool = True
-
-    def __str__(self) -> str:
-        return f"RandomResizedCrop(scale {_number(self.scale[0])}-{_number(self.scale[1])})"
-
-
-@dataclass(frozen=True, kw_only=True)
-class CenterCrop:
-    """The central square whose side is `fraction` of the short side, resized to S×S (0.875 = 256 → 224)."""
-
-    fraction: float = 0.875
-    interpolation: Interpolation = Interpolation.BILINEAR
-    antialias: bool = True
-
-    def __str__(self) -> str:
-        return f"CenterCrop({_number(self.fraction)} of the short side)"
-
-
-@dataclass(frozen=True, kw_only=True)
-class HorizontalFlip:
-    p: float = 0.5
-
-    def __str__(self) -> str:
-        return f"HorizontalFlip(p {_number(self.p)})"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ColorJitter:
-    """Brightness, contrast and saturation by a factor in [max(0, 1-x), 1+x], hue by a shift in [-x, x] turns.
-
-    The four apply in a drawn order, as torchvision's; one whose range is 0 is left out.
+    Attributes:
+        operations: applied in this order, drawn anew for each view.
+        size: the view's side, pixels.
+        count: how many views are made by this list.
     """
 
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.1
-    p: float = 1.0
+    operations: tuple[Operation, ...]
+    size: int = 224
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if None in self.operations:
+            raise UserError("a view's operations cannot be None: only a RandomChoice may do nothing")
+        crops = [_puts(operation, Opcode.CROP) for operation in self.operations]
+        if not crops or not crops[0] or any(crops[1:]):
+            raise UserError("a view's operations begin with its one crop: RandomResizedCrop or CenterCrop")
+        if not isinstance(self.size, int) or self.size < SMALLEST:
+            raise UserError(f"views of {self.size} pixels are too small: --size {SMALLEST} is the least")
+        if not isinstance(self.count, int) or self.count < 1:
+            raise UserError(f"a view's count is {self.count!r}: it must be 1 or more")
 
     def __str__(self) -> str:
-        ranges = ", ".join(map(_number, (self.brightness, self.contrast, self.saturation, self.hue)))
-        return f"ColorJitter({ranges}; p {_number(self.p)})"
+        many = f"{self.count} views" if self.count > 1 else "a view"
+        return f"{many} of {self.size} px: {' > '.join(map(str, self.operations))}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Grayscale:
-    p: float = 0.2
+class Group(NamedTuple):
+    """Views of equal size, which share a tensor."""
 
-    def __str__(self) -> str:
-        return f"Grayscale(p {_number(self.p)})"
-
-
-@dataclass(frozen=True, kw_only=True)
-class GaussianBlur:
-    """Gaussian blur, sigma in pixels, uniform in the range; the kernel reaches three sigma."""
-
-    sigma: tuple[float, float] = (0.1, 2.0)
-    p: float = 0.5
-
-    def __str__(self) -> str:
-        return f"GaussianBlur(sigma {_number(self.sigma[0])}-{_number(self.sigma[1])}; p {_number(self.p)})"
-
-
-Operation = RandomResizedCrop | CenterCrop | HorizontalFlip | ColorJitter | Grayscale | GaussianBlur
+    size: int  # pixels
+    views: slice
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """An ordered list of operations; the first is the crop, which decides the size.
+    """What is done to an image to make its views.
 
     Attributes:
         name, about: what it is called and where it comes from.
-        operations: applied in this order to each view, drawn independently for each.
-        size: side of the views, pixels.
-        views: how many are made of each image.
+        views: one list of operations for each kind of view.
         mean, std: per RGB channel, for pixels scaled to 0 … 1.
     """
 
     name: str
     about: str
-    operations: tuple[Operation, ...]
-    size: int = 224
-    views: int = 2
+    views: tuple[View, ...]
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
+    def __post_init__(self) -> None:
+        if not self.views:
+            raise UserError(f"recipe {self.name}: it makes no views: give it at least one")
+        for what, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3 or not all(isinstance(value, int | float) for value in values):
+                raise UserError(f"recipe {self.name}: {what} must be three numbers, not {values!r}")
+        if min(self.std) <= 0:
+            raise UserError(f"recipe {self.name}: std is {self.std}: each channel's must be more than 0")
+
     def __str__(self) -> str:
-        return f"{self.name} at {self.size} px: " + " > ".join(map(str, self.operations))
+        return f"{self.name}: {' | '.join(map(str, self.views))}"
+
+    @property
+    def count(self) -> int:
+        """Views of each image."""
+        return sum(view.count for view in self.views)
+
+    @property
+    def size(self) -> int:
+        """The side of the first view, pixels."""
+        return self.views[0].size
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """Consecutive views of equal size: MoCo's two views are one group, multi-crop's large and small ones two."""
+        groups: list[Group] = []
+        first = 0
+        for view in self.views:
+            begin = groups.pop().views.start if groups and groups[-1].size == view.size else first
+            first += view.count
+            groups.append(Group(view.size, slice(begin, first)))
+        return tuple(groups)
+
+    @cached_property
+    def foreign(self) -> tuple[Albumentations, ...]:
+        """The Albumentations transforms it names, each once, whatever their p; a row names one by its place here."""
+        found = (replace(o, p=1.0) for o in self.operations() if isinstance(o, Albumentations))
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def opcodes(self) -> frozenset[Opcode]:
+        """What its rows may hold."""
+        return frozenset[Opcode]().union(*(operation.opcodes for operation in self.operations()))
+
+    def operations(self) -> list[Operation]:
+        """Every operation of every view, choices and stages taken apart."""
+        return [leaf for view in self.views for operation in view.operations for leaf in leaves(operation)]
+
+    def resized(self, size: int) -> Recipe:
+        """The same with first views of `size` pixels, smaller views in proportion."""
+        resized = (replace(view, size=max(SMALLEST, round(view.size * size / self.size))) for view in self.views[1:])
+        return replace(self, views=(replace(self.views[0], size=size), *resized))
+
+    def at(self, epoch: int) -> Recipe:
+        """The recipe in force in an epoch, counted from 0; itself, where none of its operations depends on it."""
+        return self._mapped(lambda operation: operation.at(epoch) if isinstance(operation, ByEpoch) else operation)
+
+    def over(self, epochs: int) -> Recipe:
+        """Its stages scaled to a run of so many epochs."""
+        return self._mapped(lambda operation: operation.over(epochs) if isinstance(operation, ByEpoch) else operation)
+
+    def _mapped(self, change: Callable[[Operation], Operation]) -> Recipe:
+        if not any(isinstance(operation, ByEpoch) for view in self.views for operation in view.operations):
+            return self
+        changed = (replace(view, operations=tuple(map(change, view.operations))) for view in self.views)
+        return replace(self, views=tuple(changed))
 
 
-RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe(
-            name="moco-v1",
-            about="He et al. 2020, arXiv 1911.05722; main_moco.py without --aug-plus",
-            operations=(
-                RandomResizedCrop(scale=(0.2, 1.0)),
-                Grayscale(p=0.2),
-                ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4),
-                HorizontalFlip(),
-            ),
-        ),
-        Recipe(
-            name="moco-v2",
-            about="Chen et al. 2020, arXiv 2003.04297; main_moco.py with --aug-plus",
-            operations=(
-                RandomResizedCrop(scale=(0.2, 1.0)),
-                ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8),
-                Grayscale(p=0.2),
-                GaussianBlur(sigma=(0.1, 2.0), p=0.5),
-                HorizontalFlip(),
-            ),
-        ),
-        Recipe(
-            name="moco-small",
-            about="moco-v2 for views of up to 64 px: without blur, as SimCLR's list for CIFAR (arXiv 2002.05709, B.9)",
-            operations=(
-                RandomResizedCrop(scale=(0.2, 1.0)),
-                ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8),
-                Grayscale(p=0.2),
-                HorizontalFlip(),
-            ),
-            size=32,
-        ),
-        Recipe(
-            name="moco-cifar",
-            about="the MoCo authors' CIFAR-10 demo; no blur at 32 px",
-            operations=(
-                RandomResizedCrop(scale=(0.08, 1.0)),
-                HorizontalFlip(),
-                ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8),
-                Grayscale(p=0.2),
-            ),
-            size=32,
-            mean=CIFAR_MEAN,
-            std=CIFAR_STD,
-        ),
-    )
-}
+def leaves(operation: Operation | None) -> list[Operation]:
+    """The operations that one may turn into: itself, or a choice's members, or a schedule's stages."""
+    match operation:
+        case None:
+            return []
+        case RandomChoice(operations=members):
+            return [leaf for member in members for leaf in leaves(member)]
+        case ByEpoch(stages=stages):
+            return [leaf for _, stage in stages for leaf in leaves(stage)]
+    return [operation]
 
 
-def load_recipe(name: str, *, size: int) -> Recipe:
-    """The recipe of that name with views of `size` pixels.
-
-    Raises:
-        UserError: unknown name, or a size under 8 pixels.
-    """
-    if name not in RECIPES:
-        raise UserError(f"--recipe {name!r} is not known: choose one of {', '.join(RECIPES)}")
-    if size < 8:
-        raise UserError(f"--size {size}: views are at least 8 pixels wide")
-    return replace(RECIPES[name], size=size)
+def _puts(operation: Operation, opcode: Opcode) -> bool:
+    return any(opcode in leaf.opcodes for leaf in leaves(operation))
 
 
 def evaluation(size: int, fraction: float = 0.875, *, like: Recipe | None = None) -> Recipe:
     """One deterministic view: the central `fraction` of the image at `size` pixels, normalised as `like` does."""
     mean, std = (like.mean, like.std) if like else (IMAGENET_MEAN, IMAGENET_STD)
-    crop = CenterCrop(fraction=fraction)
+    view = View(operations=(CenterCrop(fraction=fraction),), size=size)
     about = "features for kNN and probes: resize, then centre crop"
-    return Recipe(name="evaluation", about=about, operations=(crop,), size=size, views=1, mean=mean, std=std)
+    return Recipe(name="evaluation", about=about, views=(view,), mean=mean, std=std)
