@@ -68,19 +68,21 @@ class Executor:
 
     Args:
         name: the back end's.
-        native: the operations that are left to it, and to `fused_cpu` in rows that go around it.
+        sent: operations that go to Albumentations although there is other code for them.
 
     Attributes:
-        rows, routed: how many rows have been run, and how many of them went around. On a GPU `out` is on the device
-            for the back end whose `on_device` is true, and uploaded afterwards for the others.
+        rows, routed: how many rows have been run, and how many of them went around.
+        on_device: whether, for views on a GPU, `out` is to be there already; the others fill host memory.
     """
 
-    def __init__(self, name: str, native: frozenset[Opcode]) -> None:
+    def __init__(self, name: str, sent: frozenset[Opcode] = frozenset()) -> None:
+        from penstock.augment import fused_cpu
+
         self.name, self.rows, self.routed = name, 0, 0
         self.on_device = name == "fused_gpu"
         self._back_end: BackEnd = import_module(f"penstock.augment.{name}")  # type: ignore[assignment]
-        self._native = np.zeros(len(Opcode), np.bool_)
-        self._native[[Opcode.NONE, *native]] = True
+        self._native = _mask(self._back_end.NATIVE - sent)
+        self._compiled = _mask(fused_cpu.NATIVE - sent)
         self._lock = Lock()
 
     def __call__(self, pixels: Pixels, rows: Rows, recipe: Recipe, out: torch.Tensor) -> None:
@@ -105,13 +107,13 @@ class Executor:
     def _finish(
         self, image: NDArray[np.uint8], rows: Rows, view: int, sample: int, recipe: Recipe, size: int
     ) -> NDArray[np.uint8]:
-        """One row on the CPU, from the source image to uint8 [S, S, 3]: native runs compiled, the rest one by one."""
+        """One row on the CPU, from the source image to uint8 [S, S, 3]: runs of compiled slots, the rest one by one."""
         from penstock.augment import albumentations, fused_cpu
 
         opcode, parameters, seed = rows.opcode[view, sample], rows.parameters[view, sample], rows.seed[view, sample]
         k, used = 0, int(np.count_nonzero(opcode))
         while k < used:
-            run = int(np.argmin([*self._native[opcode[k:used]], False]))  # how many native slots follow each other
+            run = int(np.argmin([*self._compiled[opcode[k:used]], False]))  # how many compiled slots follow each other
             if run:
                 end = k + run
                 image = fused_cpu.run_slots(image, opcode[k:end], parameters[k:end], seed[k:end], size)
@@ -135,20 +137,22 @@ def choose_executor(
         UserError: unknown name, an operation that cannot fall back, or a foreign transform that Albumentations lacks.
         MissingExtra: a package that the executor or the recipe needs is not installed.
     """
-    from penstock.augment import fused_cpu
-
     if name not in EXECUTORS:
         raise UserError(f"--executor {name!r} is not known: choose one of {', '.join(EXECUTORS)}")
     if name == "auto":
         name = "fused_gpu" if torch.device(device).type == "cuda" and find_spec("triton") else "fused_cpu"
-    sent = fallback_opcodes(fallback)
-    if recipe.foreign or sent & recipe.opcodes:
-        from penstock.augment import albumentations
+    for operation in recipe.foreign:
+        from penstock.augment import albumentations  # seconds to import, for the recipes that need it
 
-        for operation in recipe.foreign:
-            albumentations.check(operation.transform, dict(operation.arguments))
-    executor = import_module(f"penstock.augment.{name}")
-    return Executor(name, (executor.NATIVE & (fused_cpu.NATIVE | executor.NATIVE)) - sent)
+        albumentations.check(operation.transform, operation.arguments, min(size for size, _ in recipe.groups))
+    return Executor(name, fallback_opcodes(fallback))
+
+
+def _mask(opcodes: frozenset[Opcode]) -> NDArray[np.bool_]:
+    """bool [opcodes there are]: true for these, and for NONE."""
+    mask = np.zeros(len(Opcode), np.bool_)
+    mask[[Opcode.NONE, *opcodes]] = True
+    return mask
 
 
 def fallback_opcodes(names: Iterable[str]) -> frozenset[Opcode]:
