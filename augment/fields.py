@@ -28,14 +28,14 @@ def hole(seed, which, size, height, width):  # type: ignore[no-untyped-def]
     return below(y, size - height + 1), below(x, size - width + 1)
 
 
-@njit
+@njit(inline=True)
 def noise_words(seed, pair):  # type: ignore[no-untyped-def]
     """The random words, for red, green and blue, of pixels 2·pair and 2·pair + 1 (pixel p = y·S + x): see `normal`."""
     red, green, blue, _ = philox(seed, np.uint64(pair), ZERO, ZERO, ZERO)
     return red, green, blue
 
 
-@njit
+@njit(inline=True)
 def normal(word, pixel):  # type: ignore[no-untyped-def]
     """A standard normal value, float32: an even pixel takes it from the word's low half, an odd one from its high."""
     shift = np.uint64(16 * (pixel & 1) + 4)

@@ -10,7 +10,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,16 @@ def cache_folder() -> str:
     return str(folder)
 
 
-def njit(function: Callable) -> Any:
-    """Compile on first call, release the GIL, divide as C does (no ZeroDivisionError checks in the loops)."""
+def njit(function: Callable | None = None, *, inline: bool = False) -> Any:
+    """Compile on first call, release the GIL, divide as C does (no ZeroDivisionError checks in the loops).
+
+    `@njit(inline=True)` is for small functions in hot loops: LLVM left to itself calls them, and a loop with a call in
+    it is not vectorised.
+    """
+    if function is None:
+        return partial(njit, inline=inline)
     before, config.CACHE_DIR = config.CACHE_DIR, cache_folder()  # type: ignore[attr-defined]
     try:  # numba reads the folder when it decorates; other users of numba keep theirs
-        return numba.njit(function, cache=True, nogil=True, error_model="numpy")
+        return numba.njit(function, cache=True, nogil=True, error_model="numpy", forceinline=inline)
     finally:
         config.CACHE_DIR = before  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ WEYL_0, WEYL_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)  # golden ratio, s
 LOW, WORD = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
-@njit
+@njit(inline=True)
 def philox(key: np.uint64, c0: np.uint64, c1: np.uint64, c2: np.uint64, c3: np.uint64):  # type: ignore[no-untyped-def]
     """128 random bits as four 32-bit words, each in a uint64.
 
@@ -38,13 +38,13 @@ def philox(key: np.uint64, c0: np.uint64, c1: np.uint64, c2: np.uint64, c3: np.u
     return c0, c1, c2, c3
 
 
-@njit
+@njit(inline=True)
 def unit(word: np.uint64) -> np.float64:
     """A word as a float in [0, 1), all 32 bits used."""
     return np.float64(word) * 2.0**-32
 
 
-@njit
+@njit(inline=True)
 def below(word: np.uint64, limit: int) -> np.int64:
     """A word as an integer in [0, limit), by multiply and shift (bias under limit / 2**32)."""
     return np.int64((word * np.uint64(limit)) >> WORD)
