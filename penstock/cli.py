@@ -18,6 +18,7 @@ COMMANDS = {  # name: (module, what it does)
     "train": ("penstock.engine.train", "train an encoder by contrast, and write its report"),
     "convert": ("penstock.loaders.convert", "turn a set of images into shards that load faster"),
     "throughput": ("penstock.benchmarks.throughput", "compare the loaders on this machine"),
+    "preview": ("penstock.augment.preview", "picture what a recipe makes of a photograph, by every executor"),
     "doctor": ("penstock.doctor", "say what is installed, and what to type for what is not"),
 }
 

@@ -1,0 +1,235 @@
+"""What other libraries have for a recipe's operations, written as their users write it.
+
+| name | what it takes | note |
+|---|---|---|
+| `torchvision-pil` | PIL images | the baseline; what `loaders/torchvision_baseline.py` makes of a recipe |
+| `torchvision-v2` | uint8 tensors | |
+| `albumentations-compose` | uint8 arrays | does not antialias |
+| `kornia` | a batch of tensors of one size on the GPU | only where there is one |
+| `dali-pipeline` | arrays on the GPU (`augment_dali.py`) | only where there is one |
+
+Each brings its own random values, and makes normalised float32 tensors of whole lists.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision import transforms, tv_tensors
+from torchvision.transforms import v2
+
+from penstock.augment.operations import (
+    CLAHE,
+    Albumentations,
+    Blur,
+    ChannelShuffle,
+    CoarseDropout,
+    ColorJitter,
+    Flip,
+    GaussianBlur,
+    GaussNoise,
+    Grayscale,
+    HorizontalFlip,
+    HueSaturationValue,
+    Operation,
+    RandomBrightnessContrast,
+    RandomChoice,
+    RandomResizedCrop,
+    Sharpen,
+    Solarize,
+    VerticalFlip,
+)
+from penstock.augment.recipe import Recipe
+from penstock.augment.rows import Interpolation
+from penstock.errors import MissingExtra
+from penstock.loaders.torchvision_baseline import MODES, transform
+
+Bytes = NDArray[np.uint8]
+Step = Callable[[Any], Any]
+
+
+class Lacks(Exception):
+    """The library has no such operation."""
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A library's way to make one view.
+
+    Attributes:
+        name: in tables.
+        take: a decoded image, uint8 [H, W, 3], as the library holds it in memory.
+        compose: a list of operations on views of a size, as one step on such an image; with a recipe it ends in
+            tensors normalised as that says, without one in the library's bytes. Raises Lacks.
+    """
+
+    name: str
+    take: Callable[[Bytes], Any]
+    compose: Callable[[Sequence[Operation | None], int, Recipe | None], Step]
+
+
+def torchvision_pil(operations: Sequence[Operation | None], size: int, finish: Recipe | None) -> Step:
+    for operation in operations:
+        _check_torchvision(operation)
+    steps = [transform(operation, size) for operation in operations]
+    end = [transforms.ToTensor(), transforms.Normalize(finish.mean, finish.std)] if finish else []
+    return transforms.Compose([*steps, *end])
+
+
+def _check_torchvision(operation: Operation | None) -> None:
+    known = RandomResizedCrop | HorizontalFlip | VerticalFlip | ColorJitter | Grayscale | GaussianBlur | Solarize
+    if not isinstance(operation, known) or (isinstance(operation, GaussianBlur) and operation.kernel):
+        raise Lacks(f"torchvision has no {operation}")
+
+
+def torchvision_v2(operations: Sequence[Operation | None], size: int, finish: Recipe | None) -> Step:
+    steps = [_v2(operation, size) for operation in operations]
+    end = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(finish.mean, finish.std)] if finish else []
+    return v2.Compose([*steps, *end])
+
+
+def _v2(operation: Operation | None, size: int) -> torch.nn.Module:
+    _check_torchvision(operation)
+    match operation:
+        case RandomResizedCrop(scale=scale, ratio=ratio, interpolation=how, antialias=antialias):
+            return v2.RandomResizedCrop(size, scale, ratio, interpolation=MODES[how], antialias=antialias)
+        case HorizontalFlip(p=p):
+            return v2.RandomHorizontalFlip(p)
+        case VerticalFlip(p=p):
+            return v2.RandomVerticalFlip(p)
+        case Grayscale(p=p):
+            return v2.RandomGrayscale(p)
+        case ColorJitter(brightness=b, contrast=c, saturation=s, hue=h, p=p):
+            return v2.RandomApply([v2.ColorJitter(b, c, s, h)], p)
+        case GaussianBlur(sigma=sigma, p=p) if sigma:
+            return v2.RandomApply([v2.GaussianBlur(_taps(sigma), sigma)], p)
+        case Solarize(threshold=threshold, p=p):
+            return v2.RandomSolarize(threshold, p)
+    raise Lacks(f"torchvision has no {operation}")
+
+
+def _taps(sigma: tuple[float, float]) -> int:
+    """A kernel that reaches three of the widest sigma: torchvision's and Kornia's have one size."""
+    return 2 * math.ceil(3 * sigma[1]) + 1
+
+
+def albumentations_compose(operations: Sequence[Operation | None], size: int, finish: Recipe | None) -> Step:
+    """Raises MissingExtra where the package is not installed."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks the network for a newer release
+    try:
+        import albumentations as A
+    except ImportError as error:
+        raise MissingExtra("albumentations", "albumentations") from error
+    end = [A.Normalize(finish.mean, finish.std), A.ToTensorV2()] if finish else []
+    composed = A.Compose([*(_albumentations(A, operation, size) for operation in operations), *end])
+    return lambda image: composed(image=image)["image"]
+
+
+def _albumentations(A: Any, operation: Operation | None, size: int) -> Any:
+    """The transform of one operation, with the operation's ranges; A is the package."""
+    match operation:
+        case None:
+            return A.NoOp()
+        case RandomResizedCrop(scale=scale, ratio=ratio, interpolation=how):
+            mode = {Interpolation.BILINEAR: 1, Interpolation.BICUBIC: 2}[how]  # OpenCV's numbers
+            return A.RandomResizedCrop((size, size), scale, ratio, interpolation=mode)
+        case HorizontalFlip(p=p):
+            return A.HorizontalFlip(p=p)
+        case VerticalFlip(p=p):
+            return A.VerticalFlip(p=p)
+        case Flip(p=p):
+            both = A.Sequential([A.HorizontalFlip(p=1), A.VerticalFlip(p=1)], p=1)
+            return A.OneOf([A.HorizontalFlip(p=1), A.VerticalFlip(p=1), both], p=p)
+        case RandomChoice(operations=members, times=times):
+            return A.SomeOf([_albumentations(A, member, size) for member in members], n=times, replace=True)
+        case ColorJitter(brightness=b, contrast=c, saturation=s, hue=h, p=p):
+            ranges = {"brightness": b, "contrast": c, "saturation": s}
+            around_one = {name: (max(0, 1 - by), 1 + by) for name, by in ranges.items()}
+            return A.ColorJitter(**around_one, hue=(-h, h), p=p)
+        case GaussianBlur(sigma=sigma, kernel=kernel, p=p):
+            by_kernel = [0.3 * (side // 2) + 0.5 for side in kernel or ()]  # OpenCV's rule
+            return A.GaussianBlur(blur_limit=kernel or 0, sigma_limit=sigma or tuple(by_kernel), p=p)
+        case Albumentations(transform=name, arguments=arguments, p=p):
+            return getattr(A, name)(**dict(arguments), p=p)
+    return _albumentations_only(A, operation)
+
+
+def _albumentations_only(A: Any, operation: Operation) -> Any:
+    """Operations that torchvision has not, or only on float tensors; and gray and solarize."""
+    match operation:
+        case Grayscale(p=p):
+            return A.ToGray(p=p)
+        case Solarize(threshold=threshold, p=p):
+            return A.Solarize(threshold_range=(threshold / 255, threshold / 255), p=p)
+        case RandomBrightnessContrast(brightness=b, contrast=c, p=p):
+            return A.RandomBrightnessContrast(b, c, p=p)
+        case CLAHE(clip_limit=clip, tiles=tiles, p=p):
+            return A.CLAHE(clip, (tiles, tiles), p=p)
+        case Blur(radius=(low, high), p=p):
+            return A.Blur((2 * low + 1, 2 * high + 1), p=p)
+        case Sharpen(alpha=alpha, lightness=lightness, p=p):
+            return A.Sharpen(alpha, lightness, p=p)
+        case ChannelShuffle(p=p):
+            return A.ChannelShuffle(p=p)
+        case HueSaturationValue(hue=h, saturation=s, value=v, p=p):
+            return A.HueSaturationValue(h, s, v, p=p)
+        case CoarseDropout(holes=holes, height=height, width=width, fill=fill, p=p):
+            return A.CoarseDropout(holes, height, width, fill=fill, p=p)
+        case GaussNoise(variance=(low, high), p=p):
+            return A.GaussNoise((math.sqrt(low) / 255, math.sqrt(high) / 255), p=p)
+    raise Lacks(f"Albumentations has no {operation}")
+
+
+def _tv_tensor(image: Bytes) -> tv_tensors.Image:
+    return tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1).contiguous())
+
+
+RIVALS = (
+    Rival("torchvision-pil", Image.fromarray, torchvision_pil),
+    Rival("torchvision-v2", _tv_tensor, torchvision_v2),
+    Rival("albumentations-compose", lambda image: image, albumentations_compose),
+)
+
+
+def kornia_compose(operations: Sequence[Operation | None], size: int, finish: Recipe | None) -> Step:
+    """A step from a batch of uint8 tensors [N, 3, H, W] to float32 [N, 3, S, S].
+
+    Raises:
+        Lacks: Kornia has no such operation, or the package is not installed.
+    """
+    try:
+        import kornia.augmentation as K
+    except ImportError as error:
+        raise Lacks("kornia is not installed: pip install kornia") from error
+    end = [K.Normalize(torch.tensor(finish.mean), torch.tensor(finish.std))] if finish else []
+    composed = K.AugmentationSequential(*(_kornia(K, operation, size) for operation in operations), *end)
+    return lambda batch: composed(batch.float() / 255)
+
+
+def _kornia(K: Any, operation: Operation | None, size: int) -> Any:
+    match operation:
+        case RandomResizedCrop(scale=scale, ratio=ratio, interpolation=how):
+            return K.RandomResizedCrop((size, size), scale, ratio, resample=how.name, cropping_mode="resample")
+        case HorizontalFlip(p=p):
+            return K.RandomHorizontalFlip(p=p)
+        case VerticalFlip(p=p):
+            return K.RandomVerticalFlip(p=p)
+        case ColorJitter(brightness=b, contrast=c, saturation=s, hue=h, p=p):
+            return K.ColorJitter(b, c, s, h, p=p)
+        case Grayscale(p=p):
+            return K.RandomGrayscale(p=p)
+        case GaussianBlur(sigma=sigma, kernel=None, p=p) if sigma:
+            return K.RandomGaussianBlur(_taps(sigma), sigma, p=p)
+        case Solarize(threshold=threshold, p=p):
+            return K.RandomSolarize((threshold / 255, threshold / 255), (0.0, 0.0), p=p)
+        case CLAHE(clip_limit=clip, tiles=tiles, p=p):
+            return K.RandomClahe(clip, (tiles, tiles), p=p)
+    raise Lacks(f"Kornia has no {operation}")

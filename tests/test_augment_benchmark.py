@@ -1,0 +1,241 @@
+"""The augmentation benchmark: its rivals, its arithmetic, its JSON, and what it refuses. Speeds are nobody's test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from penstock.augment import load_recipe
+from penstock.augment.operations import CLAHE, RandomResizedCrop
+from penstock.benchmarks import augment, augment_contenders, augment_limits
+from penstock.benchmarks.augment_contenders import CHAIN, OPERATIONS, Case, Contender, make_case
+from penstock.benchmarks.augment_dali import dali_pipeline
+from penstock.benchmarks.augment_rivals import (
+    RIVALS,
+    Lacks,
+    albumentations_compose,
+    kornia_compose,
+    torchvision_pil,
+    torchvision_v2,
+)
+from penstock.errors import UserError
+
+FAST = ["--quick", "--executors", "fused_cpu", "reference", "--operations"]
+
+
+@pytest.fixture
+def images() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (40, 50, 3), np.uint8) for _ in range(2)]
+
+
+def contender(executor: str, *times: float, threads: int = 1, moved: float = 1000) -> Contender:
+    made = Contender(executor=executor, run=lambda: None, views=1, threads=threads, bytes=moved)
+    made.times.extend(times)
+    return made
+
+
+def case(*contenders: Contender) -> Case:
+    return Case(operation="blur", size=32, contenders=list(contenders))
+
+
+@pytest.mark.parametrize("rival", RIVALS, ids=lambda rival: rival.name)
+@pytest.mark.parametrize("name", ["moco-v1", "byol", "multi-crop", "moco-cifar"])
+def test_a_rivals_chain_ends_in_normalised_views(name: str, rival, images) -> None:
+    if rival.name.startswith("albumentations"):
+        pytest.importorskip("albumentations", reason="Albumentations is not installed")
+    recipe = load_recipe(name, size=32)
+    for view in recipe.views:
+        made = rival.compose(view.operations, view.size, recipe)(rival.take(images[0]))
+        assert made.shape == (3, view.size, view.size)
+        assert made.dtype == torch.float32
+        assert -3 < made.mean() < 3
+
+
+@pytest.mark.parametrize("name", ["albumentations-7", "pool-14", "abcde", "color-1/2"])
+def test_albumentations_has_every_recipe(name: str, images) -> None:
+    pytest.importorskip("albumentations", reason="Albumentations is not installed")
+    recipe = load_recipe(name, size=32)
+    step = albumentations_compose(recipe.views[0].operations, 32, recipe)
+    assert all(step(image).shape == (3, 32, 32) for image in images for _ in range(20))
+
+
+@pytest.mark.parametrize("compose", [torchvision_pil, torchvision_v2])
+def test_torchvision_lacks_what_it_has_no_transform_for(compose) -> None:
+    with pytest.raises(Lacks, match="CLAHE"):
+        compose((RandomResizedCrop(), CLAHE()), 32, None)
+
+
+@pytest.mark.parametrize("name", ["moco-v2", "byol"])
+def test_dalis_graph_ends_in_normalised_views(name: str, images) -> None:
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    views = dali_pipeline(load_recipe(name, size=32), images, "cpu")()
+    for view in views:
+        found = np.array(view.as_tensor())
+        assert found.shape == (2, 3, 32, 32)
+        assert found.dtype == np.float32
+        assert -3 < found.mean() < 3
+
+
+def test_dali_lacks_what_it_has_no_operator_for(images) -> None:
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    with pytest.raises(Lacks, match="CLAHE"):
+        dali_pipeline(load_recipe("albumentations-7"), images, "cpu")
+
+
+@pytest.mark.parametrize("name", ["moco-v2", "byol"])
+def test_kornias_chain_ends_in_normalised_views(name: str, images) -> None:
+    pytest.importorskip("kornia", reason="Kornia is not installed")
+    recipe = load_recipe(name, size=32)
+    batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    for view in recipe.views:
+        made = kornia_compose(view.operations, view.size, recipe)(batch)
+        assert made.shape == (2, 3, 32, 32)
+        assert -3 < made.mean() < 3
+
+
+def test_a_ratio_is_the_baselines_time_over_ones_own() -> None:
+    cases = [case(contender("torchvision-pil", 80, 100, 900), contender("fused_cpu", 30, 10, 20))]
+    pil, ours = augment.results(cases, {"cpu-1": 1e9})
+    assert (pil["us_per_view"], pil["ratio"]) == (100, 1)
+    assert (ours["us_per_view"], ours["ratio"], ours["baseline"]) == (20, 5, "torchvision-pil")
+    assert ours["views_per_s"] == 50_000
+    assert (ours["floor_us"], ours["over_floor"]) == (pytest.approx(1), pytest.approx(20))
+    assert ours["scaling"] is None
+
+
+def test_more_threads_are_held_against_one() -> None:
+    one, two = contender("fused_cpu", 20), contender("fused_cpu", 10, threads=2)
+    *_, found = augment.results([case(contender("torchvision-pil", 100), one, two)], {"cpu-1": 1e9, "cpu-2": 2e9})
+    assert (found["threads"], found["scaling"], found["ratio"]) == (2, 2, 10)
+    assert found["over_floor"] == pytest.approx(20)
+
+
+def test_the_baseline_is_albumentations_where_torchvision_has_none() -> None:
+    ran = case(contender("fused_cpu", 5), contender("albumentations-compose", 50))
+    assert [row["ratio"] for row in augment.results([ran], {"cpu-1": 1e9})] == [10, 1]
+    alone = case(contender("fused_cpu", 5))
+    assert augment.results([alone], {"cpu-1": 1e9})[0]["ratio"] is None
+
+
+def test_time_is_counted_in_whole_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    def half_a_second() -> None:
+        clock[0] += 0.5
+
+    monkeypatch.setattr(augment_contenders, "perf_counter", lambda: clock[0])
+    made = Contender(executor="x", run=half_a_second, settle=half_a_second, views=10)
+    made.measure(1.2)  # three passes, and what they leave to wait for
+    made.measure(0.0)  # one pass
+    assert made.times == pytest.approx([2.0 / 30 * 1e6, 1.0 / 10 * 1e6])
+
+
+def test_what_fails_is_left_out_and_says_why(images) -> None:
+    def broken() -> None:
+        raise ValueError("no such kernel")
+
+    made = Contender(executor="x", run=broken, views=1)
+    made.warm()
+    assert made.error == "ValueError: no such kernel"
+    assert augment.results([case(made)], {"cpu-1": 1e9}) == []
+
+
+@pytest.mark.parametrize("name", sorted(OPERATIONS))
+def test_every_operation_runs(name: str, images) -> None:
+    made = make_case(name, images, ("fused_cpu", "reference"), (1, 2), 16)
+    for each in made.contenders:
+        each.run()
+        assert (each.views, each.threads) == (2, 1)
+        source = each.bytes - 3 * 16 * 16  # what the crop reads: the whole view, unless it is the crop that is measured
+        assert (0 < source <= 3 * 40 * 50) if "crop" in name else source == 3 * 16 * 16
+
+
+def test_a_chain_runs_in_threads(images) -> None:
+    made = make_case(f"{CHAIN}moco-v2", images * 8, ("fused_cpu",), (1, 2), 16)
+    ours = [each for each in made.contenders if each.executor == "fused_cpu"]
+    assert [each.threads for each in ours] == [1, 2]
+    for each in ours:
+        each.run()
+        assert each.views == 2 * 16
+        assert 4 * 3 * 16 * 16 < each.bytes < 4 * 3 * 16 * 16 + 3 * 40 * 50
+
+
+def test_embedded_photographs_differ() -> None:
+    photos = augment.photographs(augment.Config(images=3))
+    assert {photo.shape for photo in photos} == {(375, 500, 3)}
+    assert len({photo.tobytes() for photo in photos}) == 3
+    assert len(augment.small_images(augment.Config(images=3), photos)) == 96
+
+
+def test_photographs_come_from_a_folder(tmp_path: Path, images) -> None:
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    found = augment.photographs(augment.Config(data=str(tmp_path), images=9))
+    assert [photo.tobytes() for photo in found] == [image.tobytes() for image in images]
+
+
+def test_threads_are_given_back() -> None:
+    before = torch.get_num_threads()
+    with augment.one_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
+
+
+def test_the_report_holds_every_figure_and_its_provenance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(augment, "first_view", lambda: {"imports_s": 2.0, "first_view_s": 0.5})
+    monkeypatch.setattr(augment, "triton_report", lambda quick: None)
+    out, plot = tmp_path / "a.json", tmp_path / "a.png"
+    arguments = [*FAST, "blur", "clahe", "chain:moco-v2", "--json", str(out), "--plot", str(plot)]
+    assert augment.main(arguments) == 0
+    report = json.loads(out.read_text())
+    assert {"machine", "versions", "command", "commit", "date", "settings", "compile", "triton"} <= set(report)
+    assert "benchmarks/augment.py --quick" in report["command"]
+    required = {"executor", "operation", "size", "threads", "us_per_view", "views_per_s", "ratio", "baseline"}
+    assert all(required <= set(row) for row in report["rows"])
+    ran = {(row["operation"], row["executor"]) for row in report["rows"]}
+    assert {(name, "fused_cpu") for name in ("blur", "clahe", "chain:moco-v2")} < ran
+    assert ("clahe", "torchvision-pil") not in ran
+    assert {row["baseline"] for row in report["rows"] if row["operation"] == "blur"} == {"torchvision-pil"}
+    assert report["absent"]
+    printed = capsys.readouterr().out
+    assert "chain:moco-v2" in printed
+    with Image.open(plot) as picture:
+        assert picture.format == "PNG"
+
+
+def test_a_process_that_fails_says_why() -> None:
+    assert "no_such_module" in augment_limits.ask("no_such_module")["error"]
+
+
+def test_what_kernels_take_is_one_line() -> None:
+    kernels = {"a": {"registers": 64, "spills": 0, "shared": 8192}, "b": {"registers": 255, "spills": 8, "shared": 0}}
+    assert augment._kernel_line(kernels).startswith("2 kernels take up to 255 registers, 8 bytes of spills and 8,192")
+    assert augment._kernel_line({"error": "no compiler"}) == "no compiler"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--operations", "blurr"], "blurr"),
+        (["--operations", "chain:moco-v9"], "moco-v9"),
+        (["--executors", "fused"], "fused_cpu"),
+        (["--repeats", "0"], "at least 1"),
+        (["--threads", "0"], "at least 1"),
+        (["--plot", "a.jpg"], ".png"),
+        (["--json", "nowhere/a.json"], "no folder"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_it_takes_time(arguments: list[str], says: str) -> None:
+    with pytest.raises(UserError) as raised:
+        augment.main(arguments)
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value)
