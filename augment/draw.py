@@ -285,7 +285,7 @@ def _draw_view(laws, key, epoch, index, view, height, width, opcode, parameters,
             gate, order, seed_low, seed_high = philox(key, c0, c1, c2, stream | GATE)
             if members > 0:  # go to the member picked, and from there past the last
                 end = o + 1 + members
-                o += 1 + below(gate, members)
+                o += 1 + int(below(gate, members))
                 continue
             if kind != CHOICE and unit(gate) < laws[o, P]:
                 first = k

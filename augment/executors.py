@@ -80,7 +80,7 @@ class Executor:
 
         self.name, self.rows, self.routed = name, 0, 0
         self.on_device = name == "fused_gpu"
-        self._back_end: BackEnd = import_module(f"penstock.augment.{name}")  # type: ignore[assignment]
+        self._back_end: BackEnd = import_module(f"penstock.augment.{name}")
         self._native = _mask(self._back_end.NATIVE - sent)
         self._compiled = _mask(fused_cpu.NATIVE - sent)
         self._lock = Lock()
@@ -96,12 +96,8 @@ class Executor:
         opcode[around, 0] = Opcode.NONE
         self._back_end.run(pixels, replace(rows, opcode=opcode), recipe, out)
         view, sample = np.nonzero(around)
-        finished = np.stack(
-            [
-                self._finish(pixels.image(n), rows, v, n, recipe, out.shape[-1])
-                for v, n in zip(view, sample, strict=True)
-            ]
-        )
+        places = zip(view.tolist(), sample.tolist(), strict=True)
+        finished = np.stack([self._finish(pixels.image(n), rows, v, n, recipe, out.shape[-1]) for v, n in places])
         return self._back_end.write(finished, view, sample, recipe, out)
 
     def _finish(

@@ -241,7 +241,7 @@ def _parse_operations(what: str, entries: Any) -> tuple[Any, ...]:
 
 
 def _parse_stages(entries: Any) -> tuple[tuple[int, Any], ...]:
-    pairs = entries if isinstance(entries, list) else [None]
+    pairs: list[Any] = entries if isinstance(entries, list) else [None]
     if not all(isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], int) for pair in pairs):
         raise UserError("ByEpoch: stages are written as a list of [first epoch, operation]")
     return tuple((start, _parse_operation(stage)) for start, stage in pairs)

@@ -29,6 +29,8 @@ class Row:
         workers: threads, or DataLoader workers for the baseline.
         repeats: pairs a second in each round.
         tried: the baseline's pairs a second with other numbers of workers.
+        executor: the code that makes the views, where it is ours.
+        routed: share of the views that Albumentations finished, because the executor has no code for them.
         error: why nothing was measured.
     """
 
@@ -37,6 +39,8 @@ class Row:
     workers: int
     repeats: list[float] = field(default_factory=list)
     tried: dict[int, float] = field(default_factory=dict)
+    executor: str | None = None
+    routed: float | None = None
     error: str | None = None
 
     @property
@@ -75,7 +79,10 @@ class Rival:
         """Pairs a second over at least so long; 0 where the process failed."""
         answer = self._ask(seconds=seconds)
         self.settle()
-        return answer["pairs"] / answer["seconds"] if answer else 0.0
+        if not answer:
+            return 0.0
+        self.row.executor, self.row.routed = answer["executor"], answer["routed"]
+        return answer["pairs"] / answer["seconds"]
 
     def settle(self) -> None:
         """Wait until its prefetch is full and its threads sleep, so that it takes nothing from the next row."""

@@ -35,13 +35,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from penstock.augment import load_recipe
+from penstock.augment import Recipe
+from penstock.augment.executors import choose_executor
 from penstock.benchmarks.chart import draw_chart
 from penstock.benchmarks.photographs import Photographs, photographs
 from penstock.benchmarks.rival import Rival, Row
+from penstock.benchmarks.worker import choose_recipe
 from penstock.errors import UserError, run_command
 from penstock.loaders import LOADERS, missing, open_source
-from penstock.loaders.make import prepare
+from penstock.loaders.make import prepare, split_names
 from penstock.loaders.threads import available_cpus
 from penstock.machine import describe_machine, git_commit, machine_line, versions
 
@@ -57,11 +59,15 @@ class Config:
     loaders: tuple[str, ...] = ("all",)
     """Loaders to hold against the baseline and the ceilings; all takes every one."""
     recipe: str = "moco-v2"
-    """Augmentations of each view."""
+    """Augmentations: a recipe's name, or a file NAME.yaml."""
     size: int = 96
-    """Side of a view in pixels."""
-    views: int = 2
-    """Views of each image."""
+    """Side of a (large) view in pixels."""
+    views: int | None = None
+    """Views of each image; default: the recipe's."""
+    executor: str = "auto"
+    """The code that makes our loaders' views: reference, fused_cpu, fused_gpu, albumentations, dali, or auto."""
+    fallback: str = ""
+    """Operations to leave to Albumentations, separated by commas: clahe,solarize."""
     batch: int = 64
     """Images in a batch."""
     workers: int | None = None
@@ -79,10 +85,14 @@ class Config:
     def threads(self) -> int:
         return self.workers or available_cpus()
 
+    @property
+    def chosen_recipe(self) -> Recipe:
+        return choose_recipe(self.recipe, self.size, self.views)
+
 
 def check(config: Config) -> None:
     """Refuse what cannot work before anything takes time."""
-    load_recipe(config.recipe, size=config.size)
+    choose_executor(config.executor, config.chosen_recipe, fallback=split_names(config.fallback))
     for name in config.loaders:
         if name != "all" and name not in LOADERS:
             raise UserError(f"--loaders {name!r} is not known: choose from all, {', '.join(LOADERS)}")
@@ -134,7 +144,8 @@ def warm_rivals(
     rows: list[Row], readers: dict[str, str], config: Config, files: Photographs, clock: Clock
 ) -> Iterator[list[Rival]]:
     """A warm process for each row, started as many at once as there are CPUs; ended with the block."""
-    settings = {key: getattr(config, key) for key in ("recipe", "size", "views", "batch", "threads")}
+    settings = {key: getattr(config, key) for key in ("recipe", "size", "views", "executor", "batch", "threads")}
+    settings["fallback"] = split_names(config.fallback)
 
     def start(row: Row) -> Rival:
         reader = readers[row.storage] if row.loader == DECODE_ONLY and row.storage else row.loader
@@ -242,7 +253,7 @@ def report_of(
         "commit": git_commit(),
         "machine": describe_machine(),
         "versions": versions(),
-        "settings": {**settings, "workers": config.threads},
+        "settings": {**settings, "views": config.chosen_recipe.count, "workers": config.threads},
         "images": files.count,
         "distinct_images": files.distinct,
         "waiting_cpus": waiting,
@@ -254,6 +265,8 @@ def show(report: dict[str, Any], console: Console) -> None:
     """Print the table, and what a reader must know beside it."""
     console.print(table(report))
     for row in report["rows"]:
+        if row["routed"]:
+            console.print(f"{row['loader']}: {row['executor']}, {row['routed']:.0%} of the views by Albumentations")
         if row["error"]:
             console.print(f"{row['loader']}: {row['error']}", markup=False)
     if report["waiting_cpus"] > RESTLESS:

@@ -3,7 +3,9 @@
 `benchmarks/throughput.py` starts it and speaks to it in lines of JSON:
 
     → {"workers": 2}     build the loader with so many workers, run it warm     ← {}
-    → {"seconds": 3.0}   hand out batches for so long                           ← {"pairs": 640, "seconds": 3.07}
+    → {"seconds": 3.0}   hand out batches for so long                           ← {"pairs": 640, "seconds": 3.07,
+                                                                                   "executor": "fused_cpu",
+                                                                                   "routed": 0.0}
 
 What libraries print goes to standard error, which the parent keeps for when a row fails.
 """
@@ -23,9 +25,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from penstock.augment import load_recipe
-from penstock.errors import run_command
-from penstock.loaders import Loader, Order, make_loader, open_source
+from penstock.augment import Recipe, load_recipe
+from penstock.errors import UserError, run_command
+from penstock.loaders import LOADERS, Loader, Options, Order, make_loader, open_source
 from penstock.loaders.make import prepare
 from penstock.loaders.pipeline import Decode, PipelineLoader
 from penstock.loaders.threads import available_cpus
@@ -38,7 +40,9 @@ WARM_BATCHES = 2  # by then everything is compiled; what lies ready is passed ov
 class DecodeOnly(PipelineLoader):
     """Decoding with libjpeg-turbo in our loader's threads, and nothing else: what no loader of these bytes exceeds."""
 
-    def _make(self, epoch: int, index: NDArray[np.int64], decode: Decode, part: slice, out: torch.Tensor) -> None:
+    def _make(
+        self, epoch: int, index: NDArray[np.int64], decode: Decode, part: slice, groups: list[torch.Tensor]
+    ) -> None:
         decode(part)
 
 
@@ -92,12 +96,28 @@ def _now() -> float:
 def build(task: dict[str, Any], workers: int) -> Loader:
     """The loader that the task names."""
     source = open_source(task["data"], limit=task["limit"])
-    recipe = replace(load_recipe(task["recipe"], size=task["size"]), views=task["views"])
+    recipe = choose_recipe(task["recipe"], task["size"], task["views"])
     if task["loader"] == DECODE_ONLY:
         shard = prepare(source, task["reader"])
-        return DecodeOnly(shard, recipe=recipe, order=Order(len(shard), task["batch"]), workers=workers)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return make_loader(task["loader"], source, recipe=recipe, batch=task["batch"], workers=workers, device=device)
+        return DecodeOnly(shard, Options(recipe=recipe, order=Order(len(shard), task["batch"]), workers=workers))
+    options: dict[str, Any] = {"device": "cuda" if torch.cuda.is_available() else "cpu"}
+    if not LOADERS[task["loader"]].own_augmentation:
+        options |= {"executor": task["executor"], "fallback": task["fallback"]}
+    return make_loader(task["loader"], source, recipe=recipe, batch=task["batch"], workers=workers, **options)
+
+
+def choose_recipe(name: str, size: int, views: int | None) -> Recipe:
+    """The recipe with first views of `size` pixels, and so many of them, where a number is given.
+
+    Raises:
+        UserError: unknown name, or a number for a recipe whose views are of several kinds.
+    """
+    recipe = load_recipe(name, size=size)
+    if views is None:
+        return recipe
+    if len(recipe.views) > 1:
+        raise UserError(f"--views {views}: the views of {name} are of {len(recipe.views)} kinds: leave --views out")
+    return replace(recipe, views=(replace(recipe.views[0], count=views),))
 
 
 def warm(task: dict[str, Any], workers: int) -> Stopwatch:
@@ -108,6 +128,14 @@ def warm(task: dict[str, Any], workers: int) -> Stopwatch:
     )
     watch.skip(watch.lanes + WARM_BATCHES)
     return watch
+
+
+def routing(loader: Loader) -> dict[str, Any]:
+    """Which executor a loader has, and the share of views that Albumentations has finished for it."""
+    executor = loader.executor
+    if executor is None or not executor.rows:  # it brings its own augmentation, or only decodes
+        return {"executor": None, "routed": None}
+    return {"executor": executor.name, "routed": executor.routed / executor.rows}
 
 
 def stay_within(threads: int) -> None:
@@ -130,7 +158,7 @@ def serve(task: dict[str, Any], channel: TextIO) -> int:
         else:
             assert watch
             pairs, seconds = watch.measure(command["seconds"])
-            answer = {"pairs": pairs, "seconds": seconds}
+            answer = {"pairs": pairs, "seconds": seconds, **routing(watch.loader)}
         print(json.dumps(answer), file=channel, flush=True)
     return 0
 

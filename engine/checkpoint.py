@@ -1,7 +1,7 @@
 """Checkpoints: everything the next step depends on, written so that a kill at any moment leaves a whole one.
 
     {"penstock": version, "config": settings, "position": epoch, consumed and step, "method", "optimizer", "scaler",
-     "epoch_sums": what the epoch's line of the log is made of, "samples": images in the data}
+     "epoch_sums": what the epoch's line of the log is made of, "samples": images in the data, "recipe": as YAML}
 
 Loaded with `weights_only=True`: a checkpoint from elsewhere can run no code.
 """

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from penstock.augment import load_recipe
+from penstock.augment.executors import EXECUTORS, fallback_opcodes
 from penstock.engine.backbones import choose_stem, takes_width
 from penstock.errors import UserError
+from penstock.loaders.make import split_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +38,17 @@ class TrainConfig:
     workers: int | None = None
     """Threads (processes for torchvision) that decode and augment; default: one for each CPU."""
     recipe: str | None = None
-    """The augmentation: moco-v1, moco-v2, moco-small (v2 without blur, for small views) or moco-cifar; default: the
+    """The augmentation: moco-v1, moco-v2, moco-small (v2 without blur, for small views), moco-cifar, simclr, byol,
+    multi-crop (2 large views, 6 small), albumentations-7, pool-14, gradual, albumentations-7-gradual (jitter that
+    grows), abcde, abcd, abc, ab, a, color-1, color-1/2, color-1/4, color-1/8, or a file NAME.yaml; default: the
     method's."""
     size: int | None = None
-    """Side of the views in pixels; default: 32 for CIFAR, 224 for photographs."""
+    """Side of the (large) views in pixels; default: 32 for CIFAR, 64 for STL-10 and shapes, else the recipe's own."""
+    executor: str = "auto"
+    """The code that makes the views, for the loaders folder, ffcv and dali: reference, fused_cpu, fused_gpu,
+    albumentations, dali, or auto: fused_gpu on a GPU, else fused_cpu."""
+    fallback: str = ""
+    """Operations to leave to Albumentations, separated by commas: clahe,solarize."""
 
     # Method
     method: str = "moco-v2"
@@ -130,7 +140,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 # By the name of a set; the last one serves every other set. Any setting that is None above may stand here, and
-# goes before the method's. A queue of None: see _default_queue.
+# goes before the method's. A size of None: the recipe's. A queue of None: see _default_queue.
 DATA: dict[str, dict[str, Any]] = {
     "shapes": {  # a demonstration in a few minutes on two CPU cores
         "size": 64, "width": 16, "stem": "imagenet", "epochs": 40, "batch": 64, "queue": 1024, "momentum": 0.99,
@@ -145,13 +155,14 @@ DATA: dict[str, dict[str, Any]] = {
         "size": 64, "width": 64, "epochs": 200, "batch": 256, "queue": None, "momentum": 0.99, "weight_decay": 5e-4,
     },
     "": {  # Chen et al. 2020, on ImageNet
-        "size": 224, "width": 64, "epochs": 200, "batch": 256, "queue": None, "momentum": 0.999, "weight_decay": 1e-4,
+        "size": None, "width": 64, "epochs": 200, "batch": 256, "queue": None, "momentum": 0.999, "weight_decay": 1e-4,
     },
 }  # fmt: skip
 DATA["cifar100"] = DATA["cifar10"]
 
 CHOICES = {
     "split": ("train", "unlabeled"),
+    "executor": EXECUTORS,
     "method": tuple(METHODS),
     "head": ("linear", "mlp"),
     "stem": ("auto", "imagenet", "half", "cifar"),
@@ -170,6 +181,7 @@ def check_choices(config: TrainConfig) -> None:
     Raises:
         UserError: a name that is not among the choices, or a number that must be positive and is not.
     """
+    fallback_opcodes(split_names(config.fallback))
     for field, choices in CHOICES.items():
         value = getattr(config, field)
         if value is not None and value not in choices:
@@ -220,6 +232,8 @@ def complete(config: TrainConfig, *, source: str, length: int, world: int) -> Co
     of_data = DATA.get(source.rpartition("-")[0], DATA[""])
     values: dict[str, Any] = {"stem": "auto"} | METHODS[config.method] | of_data
     values |= {name: value for name, value in vars(config).items() if value is not None}
+    if values["size"] is None:
+        values["size"] = load_recipe(values["recipe"]).size
     if takes_width(values["arch"]):  # settled now, so that a checkpoint's network does not hang on the size
         values["stem"] = choose_stem(values["stem"], values["size"])
     elif config.width is None and config.stem is None:

@@ -14,6 +14,7 @@ from penstock.engine.distributed import Team
 from penstock.engine.knn import OnlineKNN
 from penstock.errors import UserError
 from penstock.loaders import Loader, Source, Subset, make_loader, open_source
+from penstock.loaders.make import split_names
 from penstock.loaders.sources import UNLABELLED, validation_source
 from penstock.loaders.threads import available_cpus
 
@@ -21,17 +22,19 @@ EVALUATION_BATCH = 256
 
 
 def build_loader(config: CompleteConfig, source: Source, recipe: Recipe, team: Team) -> Loader:
-    """This rank's share of every epoch's augmented views."""
+    """This rank's share of every epoch's augmented views, the recipe's stages scaled to the run."""
     return make_loader(
         config.loader,
         source,
-        recipe=recipe,
+        recipe=recipe.over(config.epochs),
         batch=config.batch // team.world,
         seed=config.seed,
         rank=team.rank,
         world=team.world,
         workers=threads(config, team),
         device=team.device,
+        executor=config.executor,
+        fallback=split_names(config.fallback),
     )
 
 

@@ -9,12 +9,11 @@ import shlex
 import time
 from pathlib import Path
 
-from penstock.augment import Recipe
 from penstock.engine.backbones import choose_stem, takes_width
 from penstock.engine.config import CompleteConfig, TrainConfig, to_dict
 from penstock.engine.method import Method
 from penstock.errors import UserError
-from penstock.loaders import Source
+from penstock.loaders import Loader, Source
 from penstock.machine import describe_machine, machine_line, versions
 
 
@@ -49,7 +48,7 @@ def resume_command(out: Path) -> str:
     return f"python engine/train.py --resume {shlex.quote(str(out / 'last.pt'))}"
 
 
-def write_about(out: Path, config: CompleteConfig, source: Source, recipe: Recipe, method: Method) -> dict[str, object]:
+def write_about(out: Path, config: CompleteConfig, source: Source, loader: Loader, method: Method) -> dict[str, object]:
     """Write OUT/config.json: the settings, and what came of them. Returns its content."""
     parameters = sum(parameter.numel() for parameter in method.encoder.backbone.parameters())
     stem = choose_stem(config.stem, config.size)
@@ -57,7 +56,8 @@ def write_about(out: Path, config: CompleteConfig, source: Source, recipe: Recip
     about: dict[str, object] = {
         "source": f"{source.name}, {len(source):,} images",
         "network": f"{config.arch}{built}, {parameters / 1e6:.1f} M parameters",
-        "recipe": str(recipe),
+        "recipe": str(loader.recipe),
+        "executor": loader.executor.name if loader.executor else None,
         "resume": resume_command(out),
         "machine": {"machine": machine_line(describe_machine()), **versions()},
         "config": to_dict(config),

@@ -1,11 +1,12 @@
 """A run's logs: CSV and TensorBoard files, a line on the screen, the report. Rank 0 keeps them.
 
     OUT/steps.csv    every --log-every steps: epoch, step, loss, metrics, lr, images_per_s, wait_share
-    OUT/epochs.csv   every epoch, and before the first: means over the epoch, knn, seconds
+    OUT/epochs.csv   every epoch, and before the first: means over the epoch, knn, routed, seconds
     OUT/tensorboard  tensorboard --logdir OUT
     OUT/report.html  all of it in one page
 
-images_per_s counts source images, each with all its views. Every line is on the disk as soon as it is written, and a
+images_per_s counts source images, each with all its views; routed is the share of views that Albumentations finished,
+because the executor has no code for an operation in them. Every line is on the disk as soon as it is written, and a
 resumed run first takes back the lines after its checkpoint, so none is there twice.
 """
 
@@ -48,7 +49,7 @@ class RunLog:
         shared = ["epoch", "step", "loss", *metrics]
         speed = ["images_per_s", "wait_share"]
         self.steps = CsvLog(out / "steps.csv", [*shared, "lr", *speed], key="step", keep=step)
-        columns = [*shared, "knn", *speed, "train_seconds", "knn_seconds"]
+        columns = [*shared, "knn", *speed, "routed", "train_seconds", "knn_seconds"]
         self.epochs = CsvLog(out / "epochs.csv", columns, key="epoch", keep=epoch)
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=None if step is None else step + 1)
         self.screen = Screen(epochs=epochs, steps=steps, done=step or 0)

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from penstock.augment import Recipe
+from penstock.augment.recipes import dump_recipe
 from penstock.engine.checkpoint import Position, save_checkpoint
 from penstock.engine.config import CompleteConfig, to_dict
 from penstock.engine.csv_log import Row
@@ -40,6 +42,8 @@ class EpochSums:
     images: int = 0
     seconds: float = 0.0
     waited: float = 0.0
+    rows: int = 0  # views made, and how many of them went around the executor
+    routed: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
 
     def add(self, *, steps: int, images: int, seconds: float, waited: float, means: dict[str, float]) -> None:
@@ -56,7 +60,8 @@ class EpochSums:
             return {}
         means = {name: total / self.steps for name, total in self.metrics.items()}
         speed = {"images_per_s": self.images / self.seconds, "wait_share": self.waited / self.seconds}
-        return means | speed | {"train_seconds": self.seconds}
+        routed = {"routed": self.routed / self.rows} if self.rows else {}
+        return means | speed | routed | {"train_seconds": self.seconds}
 
 
 class Trainer:
@@ -64,6 +69,7 @@ class Trainer:
 
     Args:
         config: complete, see `config.complete`.
+        recipe: what the loader was given, before its stages were scaled to the run; kept with the checkpoint.
         method, loader: what is trained, and what feeds it, on the team's device.
         team, precision: see their modules.
         out: the run's folder.
@@ -77,13 +83,14 @@ class Trainer:
         self,
         config: CompleteConfig,
         *,
+        recipe: Recipe,
         method: Method,
         loader: Loader,
         team: Team,
         precision: Precision,
         out: Path,
     ) -> None:
-        self.config, self.method, self.loader = config, method, loader
+        self.config, self.recipe, self.method, self.loader = config, recipe, method, loader
         self.team, self.precision, self.out = team, precision, out
         self.interrupts = Interrupts()
         self.knn: OnlineKNN | None = None
@@ -93,6 +100,7 @@ class Trainer:
         self.scaler = precision.scaler()
         self.position, self.epoch_sums = Position(), EpochSums()
         self.meter, self.clock = Meter(("loss", *method.metrics), team.device), WaitClock(team.device)
+        self.counted = (0, 0)  # the executor's rows, and those that went around, as last read
         self.stopping = 0  # the signal on which all ranks have agreed to stop
 
     def fit(self) -> int:
@@ -174,12 +182,20 @@ class Trainer:
         seconds, waited = self.clock.read()
         images = steps * self.loader.order.global_batch
         self.epoch_sums.add(steps=steps, images=images, seconds=seconds, waited=waited, means=means)
+        self._count_routed()
         if self.log is not None:
             row = {"epoch": self.position.epoch, "step": self.position.step, **means}
             rate = self.optimizer.param_groups[0]["lr"]
             self.log.log_steps(row | {"lr": rate, "images_per_s": images / seconds, "wait_share": waited / seconds})
         self.meter.reset()
         self.clock.start()
+
+    def _count_routed(self) -> None:
+        """Add to the epoch what the executor has counted since this was last asked, prefetched batches included."""
+        if self.loader.executor is not None:
+            before, self.counted = self.counted, (self.loader.executor.rows, self.loader.executor.routed)
+            self.epoch_sums.rows += self.counted[0] - before[0]
+            self.epoch_sums.routed += self.counted[1] - before[1]
 
     def _diverged(self, loss: float) -> str:
         safer = " or --amp off" if self.precision.dtype is not None else ""
@@ -230,6 +246,7 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         return {
             "config": to_dict(self.config),
+            "recipe": dump_recipe(self.recipe),
             "samples": self.loader.order.length,
             "position": dataclasses.asdict(self.position),
             "epoch_sums": dataclasses.asdict(self.epoch_sums),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from penstock.augment import Recipe
 from penstock.engine.backbones import build_backbone
 from penstock.engine.config import CompleteConfig
 from penstock.engine.distributed import Team
@@ -11,6 +12,18 @@ from penstock.engine.method import Encoder, Method
 from penstock.engine.moco import MoCo, linear_head, mlp_head
 from penstock.engine.split_bn import split_batch_norm
 from penstock.engine.weights import load_weights
+from penstock.errors import UserError
+
+
+def check_views(config: CompleteConfig, recipe: Recipe) -> None:
+    """Raises UserError for a recipe that does not begin with the two views of equal size that a method compares."""
+    size, views = recipe.groups[0]
+    count = views.stop - views.start
+    if count != 2:
+        raise UserError(
+            f"--recipe {config.recipe} begins with {count} view{'s' * (count > 1)} of {size} px, and {config.method}"
+            " compares two: choose another, such as --recipe moco-v2"
+        )
 
 
 def build_encoder(config: CompleteConfig, device: torch.device) -> Encoder:

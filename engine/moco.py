@@ -5,7 +5,12 @@
 A query must pick its image's other view, the key, out of a queue of keys of earlier batches. Keys come from an encoder
 that follows the query's slowly. The two versions differ in head, temperature, augmentation and schedule, not in code.
 
-Shapes: N images in this rank's batch, G in all ranks', C the embedding's dimensions, K the queue's length.
+With multi-crop (Caron et al. 2020, SwAV, arXiv 2006.09882, section 3.2) small views are queries too, each held against
+the key of its image's large view: more to compare at little cost. Small views give no keys, and the loss is the mean
+over all queries.
+
+Shapes: N images in this rank's batch, G in all ranks', C the embedding's dimensions, K the queue's length, Q queries of
+each image.
 """
 
 from __future__ import annotations
@@ -66,23 +71,32 @@ class MoCo(Method):
 
     def loss(self, views: list[torch.Tensor], index: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         first, second = views[0].chunk(2)
-        loss, accuracy = self.contrast(first, second)
+        small = [self.encode(group) for group in views[1:]]
+        loss, accuracy = self.contrast([self.encode(first), *small], self.encode_keys(second))
         if self.symmetric:
-            other_loss, other_accuracy = self.contrast(second, first)
+            other_loss, other_accuracy = self.contrast([self.encode(second), *small], self.encode_keys(first))
             loss, accuracy = loss + other_loss, (accuracy + other_accuracy) / 2
         return loss, {"accuracy": accuracy}
 
-    def contrast(self, queries: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """InfoNCE of one direction, views [N, 3, S, S] each, and how often the right key was the nearest."""
-        q = functional.normalize(self.encoder(queries).float())  # [N, C]
-        k = self.encode_keys(keys)  # [G, C]
+    def contrast(self, queries: list[torch.Tensor], k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """InfoNCE of one direction, and how often the right key was the nearest.
+
+        Args:
+            queries: [N, C], or [V·N, C] where there are V views of a kind.
+            k: [G, C], the keys of all ranks' images; they enter the queue when the step is over.
+        """
         self._keys.append(k)
+        q, own = torch.cat(queries), self.team.own(k)  # [Q·N, C] view by view, [N, C]
         with torch.autocast(q.device.type, enabled=False):  # half precision is too coarse for what T divides
-            positive = (q * self.team.own(k)).sum(1, keepdim=True)  # [N, 1]
-            logits = torch.cat([positive, q @ self.queue.T], dim=1) / self.temperature  # [N, 1 + K]
+            positive = (q * own.repeat(len(q) // len(own), 1)).sum(1, keepdim=True)  # [Q·N, 1]
+            logits = torch.cat([positive, q @ self.queue.T], dim=1) / self.temperature  # [Q·N, 1 + K]
             right = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
             loss = functional.cross_entropy(logits, right)
         return loss, (logits.detach().argmax(1) == 0).float().mean()
+
+    def encode(self, views: torch.Tensor) -> torch.Tensor:
+        """Queries [N, C] of views [N, 3, S, S]."""
+        return functional.normalize(self.encoder(views).float())
 
     @torch.no_grad()
     def encode_keys(self, views: torch.Tensor) -> torch.Tensor:

@@ -10,18 +10,20 @@ import json
 import os
 from html import escape
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional
 
 from penstock.augment import Recipe
 from penstock.engine.csv_log import Row, read_csv
 from penstock.engine.curves import chart
 from penstock.loaders import Views
 
-SHEET_IMAGES, GAP, SHEET_SIDE = 8, 2, 64  # images shown; pixels between views; views are enlarged to about this
+SHEET_IMAGES, GAP, SHEET_SIDE = 8, 4, 64  # images shown; pixels between views; views are enlarged to about this
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2rem auto; padding: 0 1rem; color: #1c2733; }
@@ -40,14 +42,23 @@ img { max-width: 100%; image-rendering: pixelated }
 
 
 def save_views(views: Views, recipe: Recipe, path: Path) -> None:
-    """A picture of the batch's first images, one column each, its views one below the other, colours as they were."""
-    grid = views.groups[0].unflatten(0, (-1, len(views)))[:, :SHEET_IMAGES].float().cpu()  # [V, n, 3, S, S]
+    """A picture of the batch's first images, one column each, its views one below the other, colours as they were.
+
+    Small views are shown as large as the first ones.
+    """
+    side = recipe.size * max(1, round(SHEET_SIDE / recipe.size))
+    grids = [group.unflatten(0, (-1, len(views)))[:, :SHEET_IMAGES].float().cpu() for group in views.groups]
+    grid = torch.cat([_enlarged(grid, side) for grid in grids])  # [V, n, 3, side, side]
     mean, std = torch.tensor(recipe.mean).view(3, 1, 1), torch.tensor(recipe.std).view(3, 1, 1)
     pixels = ((grid * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-    framed = torch.nn.functional.pad(pixels, (0, GAP, 0, GAP), value=255)
-    sheet = framed.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy()  # [V·(S+gap), n·(S+gap), 3]
-    scale = max(1, round(SHEET_SIDE / recipe.size))
-    Image.fromarray(np.ascontiguousarray(sheet.repeat(scale, 0).repeat(scale, 1))).save(path)
+    framed = functional.pad(pixels, (0, GAP, 0, GAP), value=255)
+    sheet = framed.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy()  # [V·(side+gap), n·(side+gap), 3]
+    Image.fromarray(np.ascontiguousarray(sheet)).save(path)
+
+
+def _enlarged(grid: torch.Tensor, side: int) -> torch.Tensor:
+    """Views [V, n, 3, S, S] as [V, n, 3, side, side], each pixel repeated."""
+    return functional.interpolate(grid.flatten(0, 1), size=(side, side)).unflatten(0, grid.shape[:2])
 
 
 def write_report(out: Path) -> Path:
@@ -58,7 +69,7 @@ def write_report(out: Path) -> Path:
     title = f"{config['method']} on {about['source']}"
     body = [
         f"<h1>{escape(title)}</h1>",
-        f"<p>{escape(about['network'])}, fed by the loader <b>{escape(config['loader'])}</b></p>",
+        f"<p>{escape(about['network'])}, fed by {_feeder(about)}</p>",
         _lead(epochs, config["epochs"]),
         f'<div class="charts">{_charts(steps, epochs)}</div>',
         _views(out / "views.png", about["recipe"]),
@@ -72,6 +83,11 @@ def write_report(out: Path) -> Path:
     partial.write_text(page + "\n".join(body) + "</html>\n")
     os.replace(partial, path)
     return path
+
+
+def _feeder(about: dict[str, Any]) -> str:
+    loader = f"the loader <b>{escape(about['config']['loader'])}</b>"
+    return f"{loader}, views made by <b>{about['executor']}</b>" if about["executor"] else loader
 
 
 def results(epochs: list[Row]) -> dict[str, float]:
@@ -122,6 +138,8 @@ def _timing(steps: list[Row], epochs: list[Row]) -> dict[str, str]:
     if steps and train:
         facts["images/s"] = f"{median(row['images_per_s'] for row in steps):,.0f} (median of {len(steps)} log lines)"
         facts["waiting for data"] = f"{100 * waited / train:.1f} % of the time in training"
+    if routed := [row["routed"] for row in epochs if "routed" in row]:
+        facts["finished by Albumentations"] = f"{100 * mean(routed):.1f} % of the views"
     return facts
 
 

@@ -5,7 +5,7 @@
     python engine/train.py --resume runs/NAME/last.pt           # go on after an interruption
     torchrun --nproc-per-node 8 engine/train.py --data imagenet
 
-Logs, checkpoints and report.html go to the folder --out.
+Logs, checkpoints, recipe.yaml and report.html go to the folder --out.
 """
 
 from __future__ import annotations
@@ -23,24 +23,26 @@ from typing import Any
 
 import torch
 import tyro
+import yaml
 from tyro.conf import DisallowNone
 
 from penstock.augment import Recipe, load_recipe
+from penstock.augment.recipes import dump_recipe, parse_recipe
 from penstock.engine.checkpoint import check_same_run, load_checkpoint
-from penstock.engine.config import TrainConfig, check_choices, complete, from_dict
+from penstock.engine.config import CompleteConfig, TrainConfig, check_choices, complete, from_dict
 from penstock.engine.csv_log import read_csv
 from penstock.engine.data import build_knn, build_loader, share_cpus
 from penstock.engine.distributed import Team, join
 from penstock.engine.folder import choose_folder, resume_command, write_about
 from penstock.engine.logs import RunLog
 from penstock.engine.loop import Diverged, Trainer
-from penstock.engine.methods import build_method
+from penstock.engine.methods import build_method, check_views
 from penstock.engine.precision import choose_precision
 from penstock.engine.report import results
 from penstock.engine.signals import Interrupts
 from penstock.errors import UserError, run_command
 from penstock.loaders import open_source
-from penstock.loaders.make import check_name
+from penstock.loaders.make import check_executor, check_name, split_names
 
 State = dict[str, Any]
 
@@ -49,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     config, state = parse(arguments)
     check_choices(config)
     check_name(config.loader)
+    check_executor(config.loader, config.executor, split_names(config.fallback))
     team = join(config.device)
     try:
         return train(config, state, team)
@@ -82,7 +85,8 @@ def train(given: TrainConfig, state: State | None, team: Team) -> int:
     share_cpus(team)
     source = open_source(given.data, given.split, class_list=given.class_list, limit=given.subset)
     config = complete(given, source=source.name, length=len(source), world=team.world)
-    recipe = load_recipe(config.recipe, size=config.size)
+    recipe = choose_recipe(config, state)
+    check_views(config, recipe)
     precision = choose_precision(config.amp, team.device)
     begun = dataclasses.replace(config, init=None) if state else config  # the checkpoint holds what --init brought
     method = build_method(begun, team)
@@ -94,13 +98,16 @@ def train(given: TrainConfig, state: State | None, team: Team) -> int:
     torch.backends.cudnn.benchmark = True  # all batches have one shape: let it find the fastest kernels
     with (
         build_loader(config, source, recipe, team) as loader,
-        closing(Trainer(config, method=method, loader=loader, team=team, precision=precision, out=out)) as trainer,
+        closing(
+            Trainer(config, recipe=recipe, method=method, loader=loader, team=team, precision=precision, out=out)
+        ) as trainer,
     ):
         if state is not None:
             trainer.load_state_dict(state)
         if team.leads:
-            about = write_about(out, config, source, recipe, method)
-            print(f"{about['network']}, {precision}, on {about['source']}\n{recipe}", flush=True)
+            (out / "recipe.yaml").write_text(dump_recipe(recipe))
+            about = write_about(out, config, source, loader, method)
+            print(f"{about['network']}, {precision}, on {about['source']}\n{about['recipe']}", flush=True)
             trainer.knn = build_knn(config, source, recipe, team)
             trainer.log = start_log(trainer, recipe, resumed=state is not None)
         with Interrupts(alone=team.world == 1, speaks=team.leads) as trainer.interrupts:
@@ -108,6 +115,13 @@ def train(given: TrainConfig, state: State | None, team: Team) -> int:
     if team.leads:
         print(summary(out, signal), flush=True)
     return 128 + signal if signal else 0
+
+
+def choose_recipe(config: CompleteConfig, state: State | None) -> Recipe:
+    """What is done to the images, at the run's size. A resumed run keeps its own, whatever has become of its file."""
+    if state is not None and state["config"]["recipe"] == config.recipe:
+        return parse_recipe(yaml.safe_load(state["recipe"])).resized(config.size)
+    return load_recipe(config.recipe, size=config.size)
 
 
 def start_log(trainer: Trainer, recipe: Recipe, *, resumed: bool) -> RunLog:

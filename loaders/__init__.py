@@ -9,7 +9,7 @@ with make_loader("ffcv", source, recipe=load_recipe("moco-v2", size=224), batch=
         query, key = views.groups[0].chunk(2)  # each [N, 3, S, S]
 """
 
-from penstock.loaders.contract import Loader, LoaderState, Views
+from penstock.loaders.contract import Loader, LoaderState, Options, Views
 from penstock.loaders.make import LOADERS, LoaderInfo, make_loader, missing
 from penstock.loaders.order import Order
 from penstock.loaders.sources import open_source
@@ -20,6 +20,7 @@ __all__ = [
     "Loader",
     "LoaderInfo",
     "LoaderState",
+    "Options",
     "Order",
     "Source",
     "Subset",

@@ -7,11 +7,36 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
+from penstock.augment.executors import Executor
+from penstock.augment.recipe import Recipe
 from penstock.loaders.order import Order
+from penstock.loaders.sources.base import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a loader is told beside its source.
+
+    Attributes:
+        recipe: which views are made of each image.
+        order: which images, in which order; its seed decides every drawn value, too.
+        workers: threads (processes for `torchvision`) that decode and augment.
+        device, dtype: where the views end up, and as what.
+        executor, fallback: the code that moves the pixels, and the operations that it leaves to Albumentations, by
+            name (`augment/executors.py`); nothing to a loader that brings its own augmentation.
+    """
+
+    recipe: Recipe
+    order: Order
+    workers: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+    executor: str = "auto"
+    fallback: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +73,17 @@ class Loader(ABC):
     `epoch(e, consumed)` is a pure function of the seed: it yields the batches of epoch e that follow the first
     `consumed` samples. Iterating the loader itself walks epoch after epoch, one per `for` loop, and
     `state_dict()` remembers what was handed out.
+
+    Attributes:
+        executor: what makes the views, and counts how many of them went around it; None where the loader brings its
+            own augmentation.
     """
 
-    order: Order
-    state: LoaderState
+    executor: Executor | None = None
+
+    def __init__(self, source: Source, options: Options) -> None:
+        self.source, self.options = source, options
+        self.recipe, self.order, self.state = options.recipe, options.order, LoaderState()
 
     @abstractmethod
     def epoch(self, epoch: int, consumed: int = 0) -> Iterator[Views]:

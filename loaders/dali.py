@@ -11,12 +11,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from penstock.augment.recipe import Recipe
 from penstock.errors import BrokenImage, MissingExtra
-from penstock.loaders.order import Order
+from penstock.loaders.contract import Options
 from penstock.loaders.pipeline import Decode, PipelineLoader
 from penstock.loaders.sources.base import Source
 
@@ -29,20 +27,8 @@ class DALILoader(PipelineLoader):
     `workers` threads decode (DALI's) and as many augment (ours). On a CPU both are bound by the same cores.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        *,
-        recipe: Recipe,
-        order: Order,
-        workers: int,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        executor: str = "auto",
-    ) -> None:
-        super().__init__(
-            source, recipe=recipe, order=order, workers=workers, device=device, dtype=dtype, executor=executor
-        )
+    def __init__(self, source: Source, options: Options) -> None:
+        super().__init__(source, options)
         self.walk: tuple[int, int] = (0, 0)  # (epoch, consumed) that DALI's current pass walks
         self.pipe: Any = None
 
@@ -56,7 +42,7 @@ class DALILoader(PipelineLoader):
         gpu = self.device.type == "cuda"
         pipe = Pipeline(
             batch_size=self.order.batch,
-            num_threads=self.workers,
+            num_threads=self.options.workers,
             device_id=(self.device.index or 0) if gpu else None,
             prefetch_queue_depth=DALI_PREFETCH,
             exec_dynamic=True,  # outputs then own their memory: no copy is needed to keep them past the next run

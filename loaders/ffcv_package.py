@@ -1,16 +1,16 @@
 """`ffcv-package`: the ffcv package's own Loader and operations over a `.beton`, for comparison.
 
 Order, indices and labels are ours; the augmentation is the package's, as far as it goes, and that is not all of a
-MoCo list. It has no greyscale, no blur and no hue; brightness, contrast and saturation each decide on their own
-whether they apply and always come in that order; crops are resized by area averaging; JPEGs are decoded once for
-every view, by the fast DCT. Its random values have no seed, so nothing repeats and a resumed run differs. A JPEG
-that cannot be decoded gives stale pixels in silence: it ignores its decoder's return code.
+MoCo list. It has no greyscale, no blur, no hue, no choice among operations; brightness, contrast and saturation each
+decide on their own whether they apply and always come in that order; crops are resized by area averaging; JPEGs are
+decoded once for every view, by the fast DCT. Its random values have no seed, so nothing repeats and a resumed run
+differs. A JPEG that cannot be decoded gives stale pixels in silence: it ignores its decoder's return code.
 
-What this file does about the rest: one Loader, compiled once, is re-pointed at each epoch's order, in which each
-batch's indices come once for every view (a pipeline for each would be compiled for each); batches are
-copied, because it overwrites its buffers; the thread of an epoch that was left early is ended; a pipeline that
-raises is noticed, where the package would wait for ever; and torch gets back the threads that importing ffcv and
-starting its Loader take away.
+What this file does about the rest: one Loader for each kind of view is compiled once (and again where a recipe changes
+between epochs) and re-pointed at each epoch's order, in which each batch's indices come once for every view of that
+kind; batches are copied, because it overwrites its buffers; the thread of an epoch that was left early is ended; a
+pipeline that raises is noticed, where the package would wait for ever; and torch gets back the threads that importing
+ffcv and starting its Loader take away.
 
 https://github.com/libffcv/ffcv (Leclerc et al. 2023, arXiv 2306.12517). Importing it takes seconds, compiling more.
 """
@@ -20,18 +20,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from penstock.augment.recipe import CenterCrop, ColorJitter, HorizontalFlip, Operation, RandomResizedCrop, Recipe
+from penstock.augment.operations import CenterCrop, ColorJitter, HorizontalFlip, Operation, RandomResizedCrop
+from penstock.augment.recipe import Recipe, View
 from penstock.errors import MissingExtra, UserError
 from penstock.loaders.beton import BetonSource
-from penstock.loaders.contract import Loader, LoaderState, Views
-from penstock.loaders.order import Order
+from penstock.loaders.contract import Loader, Options, Views
 from penstock.loaders.sources.base import UNLABELLED, Source, Subset
 
 Batches = Generator[tuple[torch.Tensor, torch.Tensor], None, None]
@@ -43,81 +44,98 @@ COMPILED: list[Any] = []  # ffcv's compiled loops are never freed: numba's final
 class FFCVPackageLoader(Loader):
     """Views of a `.beton`, made by the ffcv package.
 
-    Args:
-        source: a BetonSource, or some of its images.
-        recipe: its operations that the package lacks are left out, with a warning.
-        workers: threads of the package's compiled loops.
+    The source is a BetonSource, or some of its images. Operations that the package lacks are left out, with a warning.
 
     Raises:
         MissingExtra: the package is not installed.
         UserError: the source is no `.beton`.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        *,
-        recipe: Recipe,
-        order: Order,
-        workers: int,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+    def __init__(self, source: Source, options: Options) -> None:
+        super().__init__(source, options)
         self.shard, self.positions = _unwrap(source)
-        self.recipe, self.order, self.state = recipe, order, LoaderState()
-        self.device, self.dtype = torch.device(device), dtype
+        _import_ffcv()
+        self.now = self.recipe.at(0)
+        warn_of_left_out(self.now)
+        self.loaders = [self._load(view) for view in self.now.views]
+
+    def _load(self, view: View) -> Any:
+        """The package's Loader of a kind of view; it compiles when it is first used."""
         with _torch_threads_kept():
-            ffcv = _import_ffcv()
-            self.loader = ffcv.loader.Loader(
+            loader = _import_ffcv().loader.Loader(
                 str(self.shard.path),
-                batch_size=order.batch * recipe.views,
-                num_workers=workers,
-                order=ffcv.loader.OrderOption.SEQUENTIAL,
+                batch_size=self.order.batch * view.count,
+                num_workers=self.options.workers,
+                order=_import_ffcv().loader.OrderOption.SEQUENTIAL,
                 drop_last=False,
-                pipelines=pipelines(self.shard, recipe),
+                pipelines=pipelines(self.shard, view, self.recipe),
             )
-        COMPILED.append(self.loader.code)
+        COMPILED.append(loader.code)
+        return loader
 
     def epoch(self, epoch: int, consumed: int = 0) -> Iterator[Views]:
+        self._follow(epoch)
         steps = [self.order.indices(epoch, step, consumed) for step in range(self.order.steps(consumed))]
-        with closing(self._walk(steps)) as batches:
+        with ExitStack() as stack:
+            kinds = zip(self.loaders, self.now.views, strict=True)
+            walks = [stack.enter_context(closing(self._walk(loader, view, steps))) for loader, view in kinds]
             for index in steps:
                 # a rank that has no part in a kept tail still takes the step, with an empty batch
-                views, label = next(batches) if len(index) else self._empty()
-                group = views.to(self.device, self.dtype, non_blocking=True)
-                yield Views(groups=[group], index=torch.from_numpy(index), label=label)
+                batches = [next(walk) for walk in walks] if len(index) else list(map(_empty, self.now.views))
+                yield Views(
+                    groups=self._groups([views for views, _ in batches]),
+                    index=torch.from_numpy(index),
+                    label=batches[0][1],
+                )
 
-    def _walk(self, steps: list[NDArray[np.int64]]) -> Batches:
-        """The package's batches for these steps: views, float [V·N, 3, S, S], and labels, int64 [N], copied."""
-        order = np.concatenate([np.tile(self.positions[index], self.recipe.views) for index in steps])
+    def _follow(self, epoch: int) -> None:
+        """Have the epoch's strengths. They are compiled in, which takes half a minute at each stage of `gradual`."""
+        before, self.now = self.now, self.recipe.at(epoch)
+        kinds = zip(self.loaders, before.views, self.now.views, strict=True)
+        self.loaders = [loader if view == was else self._load(view) for loader, was, view in kinds]
+
+    def _walk(self, loader: Any, view: View, steps: list[NDArray[np.int64]]) -> Batches:
+        """The package's batches for these steps: its own buffers, float [V·N, 3, S, S], and labels, int64 [N]."""
+        order = np.concatenate([np.tile(self.positions[index], view.count) for index in steps])
         # `Sequential` gives these indices back as the epoch's order; the length is taken from the first order
-        self.loader.traversal_order.indices = self.loader.first_traversal_order = order.astype(np.uint64)
+        loader.traversal_order.indices = loader.first_traversal_order = order.astype(np.uint64)
         with _torch_threads_kept():
-            thread = iter(self.loader)
+            thread = iter(loader)
         try:
             while (batch := _take(thread)) is not None:
-                fields = dict(zip(self.loader.pipeline_specs, batch, strict=True))
-                views = fields[self.shard.image_field].clone()
-                samples = len(views) // self.recipe.views
+                fields = dict(zip(loader.pipeline_specs, batch, strict=True))
+                views = fields[self.shard.image_field]
+                samples = len(views) // view.count
                 label = fields.get(self.shard.label_field, torch.full((samples, 1), UNLABELLED))
                 yield views, label[:samples, 0].clone()
         finally:
             _end(thread)
 
-    def _empty(self) -> tuple[torch.Tensor, torch.Tensor]:
-        size = self.recipe.size
-        return torch.empty(0, 3, size, size), torch.empty(0, dtype=torch.int64)
+    def _groups(self, by_kind: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The batch's groups, of views of one kind each, [V·N, 3, S, S]; copied."""
+        by_size = groupby(zip(self.now.views, by_kind, strict=True), key=lambda pair: pair[0].size)
+        groups = [torch.cat([views for _, views in same]) for _, same in by_size]
+        return [group.to(self.options.device, self.options.dtype, non_blocking=True) for group in groups]
 
 
-def pipelines(shard: BetonSource, recipe: Recipe) -> dict[str, Any]:
+def _empty(view: View) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty(0, 3, view.size, view.size), torch.empty(0, dtype=torch.int64)
+
+
+def warn_of_left_out(recipe: Recipe) -> None:
+    """Say which operations of an epoch's recipe the package cannot do."""
+    kinds = dict.fromkeys((operation, view.size) for view in recipe.views for operation in view.operations)
+    left_out = [str(operation) for operation, size in kinds if not translate(operation, size)]
+    left_out += ["hue" for operation, _ in kinds if isinstance(operation, ColorJitter) and operation.hue]
+    if left_out:
+        LOG.warning("ffcv-package: the package has no %s: left out", ", ".join(dict.fromkeys(left_out)))
+
+
+def pipelines(shard: BetonSource, view: View, recipe: Recipe) -> dict[str, Any]:
     """What the package is to do with each field: the image's operations, the label as it is, nothing with others."""
     from ffcv.transforms import NormalizeImage, ToTensor, ToTorchImage
 
-    left_out = [str(operation) for operation in recipe.operations if not translate(operation, recipe.size)]
-    left_out += ["hue" for operation in recipe.operations if isinstance(operation, ColorJitter) and operation.hue]
-    if left_out:
-        LOG.warning("ffcv-package: the package has no %s: left out", ", ".join(left_out))
-    image = [part for operation in recipe.operations for part in translate(operation, recipe.size)]
+    image = [part for operation in view.operations for part in translate(operation, view.size)]
     image.append(NormalizeImage(255 * np.array(recipe.mean), 255 * np.array(recipe.std), np.float32))
     made: dict[str, Any] = dict.fromkeys(shard.field_names)
     made[shard.image_field] = [*image, ToTensor(), ToTorchImage()]

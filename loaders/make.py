@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from penstock.augment.recipe import Recipe
 from penstock.errors import MissingExtra, UserError
 from penstock.loaders.cache import cache_folder
-from penstock.loaders.contract import Loader
+from penstock.loaders.contract import Loader, Options
 from penstock.loaders.order import Order
 from penstock.loaders.pipeline import PipelineLoader
 from penstock.loaders.sources.base import Source
@@ -29,17 +28,21 @@ class LoaderInfo:
     Attributes:
         about: one line.
         reads: shard format it wants (`beton`, `webdataset`), or None where it takes any source as it is.
+        own_augmentation: whether it makes the views itself, and so takes no executor.
         module, extra: the optional package it imports, and the extra that installs it; None where it needs none.
     """
 
     about: str
     reads: str | None = None
+    own_augmentation: bool = False
     module: str | None = None
     extra: str | None = None
 
 
 LOADERS: dict[str, LoaderInfo] = {
-    "torchvision": LoaderInfo(about="the baseline: PIL, torchvision's transforms, DataLoader workers"),
+    "torchvision": LoaderInfo(
+        about="the baseline: PIL, torchvision's transforms, DataLoader workers", own_augmentation=True
+    ),
     "folder": LoaderInfo(about="the files as they are, libjpeg-turbo in threads, one decode for all views"),
     "ffcv": LoaderInfo(about="our reader of .beton shards, one decode for all views", reads="beton"),
     "dali": LoaderInfo(
@@ -49,9 +52,13 @@ LOADERS: dict[str, LoaderInfo] = {
         extra=f"dali-cuda{(torch.version.cuda or '13').split('.')[0]}",  # the build that goes with this torch
     ),
     "ffcv-package": LoaderInfo(
-        about="the ffcv package's own loader and operations, for comparison", reads="beton", module="ffcv", extra="ffcv"
+        about="the ffcv package's own loader and operations, for comparison",
+        reads="beton",
+        own_augmentation=True,
+        module="ffcv",
+        extra="ffcv",
     ),
-    "synthetic": LoaderInfo(about="noise that costs nothing to make: the ceiling"),
+    "synthetic": LoaderInfo(about="noise that costs nothing to make: the ceiling", own_augmentation=True),
 }
 
 
@@ -96,6 +103,18 @@ def check_name(name: str) -> None:
         raise UserError(f"--loader {name!r} is not known: choose one of {', '.join(LOADERS)}")
     if line := missing(name):
         raise UserError(line)
+
+
+def check_executor(name: str, executor: str, fallback: Sequence[str]) -> None:
+    """Raises UserError where an executor, or what it leaves to Albumentations, is chosen for a loader that has none."""
+    for option, given in (("--executor", executor != "auto"), ("--fallback", any(fallback))):
+        if given and LOADERS[name].own_augmentation:
+            raise UserError(f"{option}: the {name} loader brings its own augmentation; leave {option} out")
+
+
+def split_names(listed: str) -> tuple[str, ...]:
+    """The names in `clahe,solarize`."""
+    return tuple(name.strip() for name in listed.split(",") if name.strip())
 
 
 def prepare(source: Source, name: str, *, workers: int | None = None, cache: Path | None = None) -> Source:
@@ -151,6 +170,7 @@ def make_loader(
     shuffle: bool = True,
     keep_tail: bool = False,
     executor: str = "auto",
+    fallback: Sequence[str] = (),
     cache: Path | None = None,
 ) -> Loader:
     """A loader of the source's views, behind the contract of `loaders/contract.py`.
@@ -165,7 +185,8 @@ def make_loader(
         workers: threads (processes for `torchvision`) that decode and augment; None takes all CPUs there are.
         device, dtype: where views end up, and their type.
         shuffle, keep_tail: see `Order`.
-        executor: the code that moves the pixels, see `augment/executors.py`; our loaders only.
+        executor, fallback: the code that moves the pixels, and the operations that it leaves to Albumentations
+            (`augment/executors.py`); only for loaders that do not bring their own augmentation.
         cache: where shards are kept; None takes `$PENSTOCK_CACHE` or `~/.cache/penstock`.
 
     Raises:
@@ -173,12 +194,15 @@ def make_loader(
         BrokenImage: while iterating, or while converting.
     """
     check_name(name)
-    order = Order(len(source), batch, seed=seed, rank=rank, world=world, shuffle=shuffle, keep_tail=keep_tail)
+    check_executor(name, executor, fallback)
     workers = available_cpus() if workers is None else workers
-    options: dict[str, Any] = {"recipe": recipe, "order": order, "workers": workers, "device": device, "dtype": dtype}
-    made: Any = _loader_class(name)
-    if issubclass(made, PipelineLoader):
-        options["executor"] = executor
-    elif executor != "auto":
-        raise UserError(f"--executor {executor}: the {name} loader brings its own augmentation; leave --executor out")
-    return made(prepare(source, name, workers=workers, cache=cache), **options)
+    options = Options(
+        recipe=recipe,
+        order=Order(len(source), batch, seed=seed, rank=rank, world=world, shuffle=shuffle, keep_tail=keep_tail),
+        workers=workers,
+        device=torch.device(device),
+        dtype=dtype,
+        executor=executor,
+        fallback=tuple(fallback),
+    )
+    return _loader_class(name)(prepare(source, name, workers=workers, cache=cache), options)

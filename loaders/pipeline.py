@@ -5,7 +5,7 @@
                           draw(recipe, seed, …) ──▶ rows
 
 A batch is cut into chunks; a worker thread takes a chunk from bytes to normalised views, written straight into the
-batch's tensor, so no pixel is passed between threads. Decoding and torch's kernels release the GIL. Nothing here
+batch's tensors, so no pixel is passed between threads. Decoding and torch's kernels release the GIL. Nothing here
 holds random state: whatever the number of threads, the same batch comes out, bit for bit.
 """
 
@@ -22,11 +22,10 @@ import torch
 from numpy.typing import NDArray
 
 from penstock.augment.draw import draw
-from penstock.augment.executors import choose_executor
+from penstock.augment.executors import Executor, choose_executor
 from penstock.augment.pixels import Pixels
-from penstock.augment.recipe import Recipe
-from penstock.loaders.contract import Loader, LoaderState, Views
-from penstock.loaders.order import Order
+from penstock.augment.recipe import Group
+from penstock.loaders.contract import Loader, Options, Views
 from penstock.loaders.sources.base import Source
 from penstock.loaders.threads import one_thread_each
 
@@ -41,36 +40,20 @@ class _Pending:
     """A batch being made: its views are whole once every future is done."""
 
     index: NDArray[np.int64]
-    out: torch.Tensor
+    groups: list[torch.Tensor]  # [V·N, 3, S, S] each
     futures: list[Future[None]]
 
 
 class PipelineLoader(Loader):
-    """Views of a source, made by `workers` threads.
+    """Views of a source, made by threads that call `source.decode` and the executor."""
 
-    Args:
-        source: where the images are; decoded by `source.decode` in the workers.
-        recipe: what is done to them; drawn with the order's seed.
-        workers: threads that decode and augment.
-        device, dtype: where the views end up, and as what.
-        executor: the code that moves the pixels, by name (`augment/executors.py`).
-    """
+    executor: Executor
 
-    def __init__(
-        self,
-        source: Source,
-        *,
-        recipe: Recipe,
-        order: Order,
-        workers: int,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        executor: str = "auto",
-    ) -> None:
-        self.source, self.recipe, self.order, self.workers = source, recipe, order, workers
-        self.device, self.dtype, self.state = torch.device(device), dtype, LoaderState()
-        self.execute = choose_executor(executor, recipe)
-        self.pool = one_thread_each(workers, "penstock-loader")
+    def __init__(self, source: Source, options: Options) -> None:
+        super().__init__(source, options)
+        self.device = options.device
+        self.executor = choose_executor(options.executor, self.recipe, fallback=options.fallback, device=self.device)
+        self.pool = one_thread_each(options.workers, "penstock-loader")
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def epoch(self, epoch: int, consumed: int = 0) -> Iterator[Views]:
@@ -96,21 +79,26 @@ class PipelineLoader(Loader):
         return [self.source.decode(int(i)) for i in index[part]]
 
     def _start(self, epoch: int, index: NDArray[np.int64], decode: Decode) -> _Pending:
-        size, views = self.recipe.size, self.recipe.views
-        out = torch.empty(
-            (views * len(index), 3, size, size),
-            dtype=self.dtype,
-            memory_format=torch.channels_last,
-            pin_memory=self.device.type == "cuda",
-        )
-        chunk = max(1, -(-len(index) // (self.workers * CHUNKS_PER_WORKER)))
+        groups = [self._empty(group, len(index)) for group in self.recipe.groups]
+        chunk = max(1, -(-len(index) // (self.options.workers * CHUNKS_PER_WORKER)))
         parts = [slice(first, first + chunk) for first in range(0, len(index), chunk)]
-        by_view = out.unflatten(0, (views, len(index))) if len(index) else out
-        futures = [self.pool.submit(self._make, epoch, index, decode, part, by_view) for part in parts]
-        return _Pending(index, out, futures)
+        futures = [self.pool.submit(self._make, epoch, index, decode, part, groups) for part in parts]
+        return _Pending(index, groups, futures)
 
-    def _make(self, epoch: int, index: NDArray[np.int64], decode: Decode, part: slice, out: torch.Tensor) -> None:
-        """Take one chunk from bytes to views: fill `out[:, part]`, of [V, N, 3, S, S]."""
+    def _empty(self, group: Group, samples: int) -> torch.Tensor:
+        """Room for a group's views: where the executor writes them."""
+        shape = ((group.views.stop - group.views.start) * samples, 3, group.size, group.size)
+        there = self.device if self.executor.on_device else torch.device("cpu")
+        pinned = self.device.type == "cuda" and there.type == "cpu"
+        with torch.cuda.stream(self.stream):  # memory that other streams still read is not given out here
+            return torch.empty(
+                shape, dtype=self.options.dtype, device=there, memory_format=torch.channels_last, pin_memory=pinned
+            )
+
+    def _make(
+        self, epoch: int, index: NDArray[np.int64], decode: Decode, part: slice, groups: list[torch.Tensor]
+    ) -> None:
+        """Take one chunk from bytes to views: fill its samples' part of every group, each [V·N, 3, S, S]."""
         pixels = Pixels.from_images(decode(part))
         rows = draw(
             self.recipe,
@@ -120,27 +108,31 @@ class PipelineLoader(Loader):
             height=pixels.height,
             width=pixels.width,
         )
-        self.execute(pixels, rows, self.recipe, out[:, part])
+        with torch.cuda.stream(self.stream):
+            for group, out in zip(self.recipe.groups, groups, strict=True):
+                by_view = out.unflatten(0, (-1, len(index)))  # [V, N, 3, S, S]
+                self.executor(pixels, rows.views(group.views), self.recipe, by_view[:, part])
 
     def _finish(self, batch: _Pending) -> Views:
         for future in batch.futures:
             future.result()
         return Views(
-            groups=[self._upload(batch.out)],
+            groups=self._hand_over(batch.groups),
             index=torch.from_numpy(batch.index),
             label=torch.from_numpy(self.source.labels[batch.index]),
         )
 
-    def _upload(self, out: torch.Tensor) -> torch.Tensor:
-        """Copy to the device on this loader's own stream; the consumer's stream waits for it, the host does not."""
+    def _hand_over(self, groups: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Views on the device, by this loader's own stream; the consumer's stream waits for it, the host does not."""
         if self.stream is None:
-            return out
+            return groups
         with torch.cuda.stream(self.stream):
-            views = out.to(self.device, non_blocking=True)
+            groups = [group.to(self.device, non_blocking=True) for group in groups]
         consumer = torch.cuda.current_stream(self.device)
         consumer.wait_stream(self.stream)
-        views.record_stream(consumer)
-        return views
+        for group in groups:
+            group.record_stream(consumer)
+        return groups
 
     def close(self) -> None:
         self.pool.shutdown(wait=True, cancel_futures=True)

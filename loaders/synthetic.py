@@ -10,34 +10,33 @@ from collections.abc import Iterator
 
 import torch
 
-from penstock.augment.recipe import Recipe
-from penstock.loaders.contract import Loader, LoaderState, Views
-from penstock.loaders.order import Order
+from penstock.augment.recipe import Group
+from penstock.loaders.contract import Loader, Options, Views
 from penstock.loaders.sources.base import Source
 
 
 class SyntheticLoader(Loader):
-    """Normal noise of the recipe's shape, on the device from the start."""
+    """Normal noise of the recipe's shapes, on the device from the start."""
 
-    def __init__(
-        self,
-        source: Source,
-        *,
-        recipe: Recipe,
-        order: Order,
-        workers: int = 0,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self.source, self.order, self.views, self.state = source, order, recipe.views, LoaderState()
-        generator = torch.Generator().manual_seed(order.seed & (2**63 - 1))
-        noise = torch.randn(recipe.views * order.batch, 3, recipe.size, recipe.size, generator=generator)
-        self.noise = noise.to(device, dtype, memory_format=torch.channels_last)
+    def __init__(self, source: Source, options: Options) -> None:
+        super().__init__(source, options)
+        self.generator = torch.Generator().manual_seed(options.order.seed & (2**63 - 1))
+        self.noise = [self._noise(group) for group in self.recipe.groups]
+
+    def _noise(self, group: Group) -> torch.Tensor:
+        """A group's views of a whole batch, [V·N, 3, S, S]."""
+        views = (group.views.stop - group.views.start) * self.order.batch
+        noise = torch.randn(views, 3, group.size, group.size, generator=self.generator)
+        return noise.to(self.options.device, self.options.dtype, memory_format=torch.channels_last)
 
     def epoch(self, epoch: int, consumed: int = 0) -> Iterator[Views]:
         for step in range(self.order.steps(consumed)):
             index = self.order.indices(epoch, step, consumed)
-            views = self.noise[: self.views * len(index)].clone(memory_format=torch.preserve_format)
             yield Views(
-                groups=[views], index=torch.from_numpy(index), label=torch.from_numpy(self.source.labels[index])
+                groups=[self._part(noise, len(index)) for noise in self.noise],
+                index=torch.from_numpy(index),
+                label=torch.from_numpy(self.source.labels[index]),
             )
+
+    def _part(self, noise: torch.Tensor, samples: int) -> torch.Tensor:
+        return noise[: len(noise) // self.order.batch * samples].clone(memory_format=torch.preserve_format)

@@ -1,36 +1,56 @@
 """`torchvision`: the baseline, as people write it today. Every speed-up is held against this loader.
 
-PIL opens and converts the file, torchvision's transforms make two views one after the other, and a `DataLoader`
-runs that in worker processes (persistent, pinned memory where there is a GPU). It brings its own augmentation, so
-its pixels differ from our rows'; coverage, labels and order are ours, through the sampler.
+PIL opens and converts the file, torchvision's transforms make its views one after the other, and a `DataLoader` runs
+that in worker processes (persistent, pinned memory where there is a GPU). Operations that torchvision has no
+transform for are Albumentations', on the image as an array, with the recipe's ranges: as users of both write it. It
+brings its own augmentation, so its pixels differ from our rows'; coverage, labels and order are ours, through the
+sampler.
 """
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageFilter
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import transforms
 from torchvision.datasets.folder import pil_loader
 
-from penstock.augment.recipe import (
+from penstock.augment.albumentations import check
+from penstock.augment.operations import (
+    CLAHE,
+    Albumentations,
+    Blur,
     CenterCrop,
+    ChannelShuffle,
+    CoarseDropout,
     ColorJitter,
+    Flip,
     GaussianBlur,
+    GaussNoise,
     Grayscale,
     HorizontalFlip,
+    HueSaturationValue,
     Operation,
+    RandomBrightnessContrast,
+    RandomChoice,
     RandomResizedCrop,
-    Recipe,
+    Sharpen,
+    Solarize,
+    VerticalFlip,
 )
+from penstock.augment.recipe import Group, Recipe
 from penstock.augment.rows import Interpolation
-from penstock.errors import BrokenImage
-from penstock.loaders.contract import Loader, LoaderState, Views
+from penstock.errors import BrokenImage, MissingExtra
+from penstock.loaders.contract import Loader, Options, Views
 from penstock.loaders.order import Order
 from penstock.loaders.sources.arrays import ImageArrays
 from penstock.loaders.sources.base import Source, Subset
@@ -42,7 +62,7 @@ MODES = {
 }
 
 
-class PILGaussianBlur(torch.nn.Module):
+class PILGaussianBlur(nn.Module):
     """Pillow's filter, as MoCo v2's own script blurs; torchvision's transform of that name costs many times as much."""
 
     def __init__(self, sigma: tuple[float, float]) -> None:
@@ -53,21 +73,94 @@ class PILGaussianBlur(torch.nn.Module):
         return image.filter(ImageFilter.GaussianBlur(random.uniform(*self.sigma)))
 
 
-def transform(operation: Operation, size: int) -> torch.nn.Module:
-    """The torchvision transform that people use for one operation of a recipe."""
+class OnArray(nn.Module):
+    """A transform of Albumentations' on a PIL image. Its random values follow the worker's seed."""
+
+    def __init__(self, name: str, **arguments: Any) -> None:
+        super().__init__()
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for a newer release
+        try:
+            import albumentations
+        except ImportError as error:
+            raise MissingExtra("albumentations", "albumentations") from error
+        self.transform = getattr(albumentations, name)(**arguments, p=1.0)
+        self.transform.set_random_seed(random.getrandbits(32))
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        return Image.fromarray(self.transform(image=np.array(image))["image"])
+
+
+def transform(operation: Operation | None, size: int) -> nn.Module:
+    """The transform that people use for one operation of a recipe, on PIL images."""
     match operation:
-        case RandomResizedCrop(scale=scale, ratio=ratio, interpolation=how):
+        case None:
+            return nn.Identity()
+        case RandomResizedCrop(scale=scale, ratio=ratio, interpolation=how):  # PIL antialiases always
             return transforms.RandomResizedCrop(size, scale=scale, ratio=ratio, interpolation=MODES[how])
         case CenterCrop(fraction=fraction):
             return transforms.Compose([transforms.Resize(round(size / fraction)), transforms.CenterCrop(size)])
         case HorizontalFlip(p=p):
             return transforms.RandomHorizontalFlip(p)
-        case ColorJitter(brightness=b, contrast=c, saturation=s, hue=h, p=p):
-            return transforms.RandomApply([transforms.ColorJitter(b, c, s, h)], p=p)
+        case VerticalFlip(p=p):
+            return transforms.RandomVerticalFlip(p)
         case Grayscale(p=p):
             return transforms.RandomGrayscale(p)
-        case GaussianBlur(sigma=sigma, p=p):
-            return transforms.RandomApply([PILGaussianBlur(sigma)], p=p)
+        case Solarize(threshold=threshold, p=p):
+            return transforms.RandomSolarize(threshold, p)
+        case RandomChoice(operations=members, times=times):
+            return transforms.Compose(times * [transforms.RandomChoice([transform(m, size) for m in members])])
+    return transforms.RandomApply([_certain(operation)], p=operation.p)  # type: ignore[attr-defined]
+
+
+def _certain(operation: Operation) -> nn.Module:
+    """The transform of an operation that applies whenever it is called."""
+    match operation:
+        case Flip():
+            left_right, up_down = transforms.RandomHorizontalFlip(1.0), transforms.RandomVerticalFlip(1.0)
+            return transforms.RandomChoice([left_right, up_down, transforms.Compose([left_right, up_down])])
+        case ColorJitter(brightness=b, contrast=c, saturation=s, hue=h):
+            return transforms.ColorJitter(b, c, s, h)
+        case GaussianBlur(sigma=sigma, kernel=None) if sigma:
+            return PILGaussianBlur(sigma)
+    return _albumentations(operation)
+
+
+def _albumentations(operation: Operation) -> OnArray:
+    """Albumentations' transform for what torchvision has none for, or only one on tensors."""
+    match operation:
+        case GaussianBlur(sigma=sigma, kernel=(low, high)):
+            by_kernel = (0.3 * (low // 2) + 0.5, 0.3 * (high // 2) + 0.5)  # OpenCV's rule
+            return OnArray("GaussianBlur", blur_limit=(low, high), sigma_limit=sigma or by_kernel)
+        case RandomBrightnessContrast(brightness=b, contrast=c):
+            return OnArray("RandomBrightnessContrast", brightness_limit=b, contrast_limit=c)
+        case CLAHE(clip_limit=clip, tiles=tiles):
+            return OnArray("CLAHE", clip_limit=clip, tile_grid_size=(tiles, tiles))
+        case Blur(radius=(low, high)):
+            return OnArray("Blur", blur_limit=(2 * low + 1, 2 * high + 1))
+        case Sharpen(alpha=alpha, lightness=lightness):
+            return OnArray("Sharpen", alpha=alpha, lightness=lightness)
+        case ChannelShuffle():
+            return OnArray("ChannelShuffle")
+        case HueSaturationValue(hue=h, saturation=s, value=v):
+            return OnArray("HueSaturationValue", hue_shift_limit=h, sat_shift_limit=s, val_shift_limit=v)
+        case CoarseDropout(holes=holes, height=height, width=width, fill=fill):
+            sides = {"hole_height_range": height, "hole_width_range": width}
+            return OnArray("CoarseDropout", num_holes_range=holes, fill=fill, **sides)
+        case GaussNoise(variance=(low, high)):
+            return OnArray("GaussNoise", std_range=(low**0.5 / 255, high**0.5 / 255))
+        case Albumentations(transform=name, arguments=arguments):
+            return OnArray(name, **dict(arguments))
+    raise NotImplementedError(f"{operation} has no transform")
+
+
+def view_transforms(recipe: Recipe) -> list[nn.Module]:
+    """For each view: from a PIL image to normalised pixels, float32 [3, S, S]. The recipe is that of one epoch."""
+    finish = [transforms.ToTensor(), transforms.Normalize(recipe.mean, recipe.std)]
+    made = []
+    for view in recipe.views:
+        steps = [transform(operation, view.size) for operation in view.operations]
+        made += view.count * [transforms.Compose([*steps, *finish])]
+    return made
 
 
 @dataclass(frozen=True)
@@ -78,36 +171,52 @@ class Broken:
     reason: str
 
 
-def collate(items: list[Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | Broken:
-    """DataLoader's own batching, all first views before all second ones; or the first broken image."""
+def collate(
+    items: list[Any], groups: tuple[Group, ...]
+) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor] | Broken:
+    """DataLoader's own batching of each group, all first views before all second ones; or the first broken image."""
     if broken := next((item for item in items if isinstance(item, Broken)), None):
         return broken
+    if not items:  # a rank that has no part in a kept tail still takes the step
+        nothing = torch.empty(0, dtype=torch.int64)
+        return [torch.empty(0, 3, group.size, group.size) for group in groups], nothing, nothing
     views, index, label = zip(*items, strict=True)
-    in_order = [view for same in zip(*views, strict=True) for view in same]
-    return default_collate(in_order), torch.tensor(index), torch.tensor(label)
+    by_view = list(zip(*views, strict=True))
+    in_order = [[view for same in by_view[group.views] for view in same] for group in groups]
+    return [default_collate(views) for views in in_order], torch.tensor(index), torch.tensor(label)
 
 
-class TwoViews(Dataset):
-    """An ImageFolder-like data set whose items are (views [V, 3, S, S], index, label)."""
+class ManyViews(Dataset):
+    """An ImageFolder-like data set whose items are (views, [3, S, S] each; index; label), asked for by index and epoch.
+
+    The epoch comes with the index because the workers outlive epochs, and a recipe may change between them.
+    """
 
     def __init__(self, source: Source, recipe: Recipe) -> None:
-        self.source, self.views = source, recipe.views
-        steps = [transform(operation, recipe.size) for operation in recipe.operations]
-        self.transform = transforms.Compose(
-            [*steps, transforms.ToTensor(), transforms.Normalize(recipe.mean, recipe.std)]
-        )
+        self.source, self.recipe = source, recipe
+        self.epoch, self.now = -1, recipe  # what the transforms were made for
+        self.transforms: list[nn.Module] = []
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[list[torch.Tensor], int, int] | Broken:
+    def __getitem__(self, asked: tuple[int, int]) -> tuple[list[torch.Tensor], int, int] | Broken:
+        index, epoch = asked
+        self._follow(epoch)
         try:
             image = open_pil(self.source, index)
         except BrokenImage as error:
             return Broken(error.location, error.reason)
         except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and others on damaged files
             return Broken(self.source.location(index), str(error))
-        return [self.transform(image) for _ in range(self.views)], index, int(self.source.labels[index])
+        return [transform(image) for transform in self.transforms], index, int(self.source.labels[index])
+
+    def _follow(self, epoch: int) -> None:
+        """Have the epoch's transforms. Made in the worker: of the parent's, all would draw the same values."""
+        recipe = self.now if epoch == self.epoch else self.recipe.at(epoch)
+        if recipe != self.now or not self.transforms:
+            self.transforms = view_transforms(recipe)
+        self.epoch, self.now = epoch, recipe
 
 
 def open_pil(source: Source, index: int) -> Image.Image:
@@ -130,9 +239,9 @@ class EpochBatches:
     def __len__(self) -> int:
         return self.order.steps(self.consumed)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in range(len(self)):
-            yield self.order.indices(self.epoch, step, self.consumed).tolist()
+            yield [(index, self.epoch) for index in self.order.indices(self.epoch, step, self.consumed).tolist()]
 
 
 class TorchvisionLoader(Loader):
@@ -142,28 +251,27 @@ class TorchvisionLoader(Loader):
     other augmentations than the uninterrupted one. On a CPU its views are laid out as `ToTensor` leaves them.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        *,
-        recipe: Recipe,
-        order: Order,
-        workers: int,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self.order, self.device, self.dtype, self.state = order, torch.device(device), dtype, LoaderState()
-        self.sampler = EpochBatches(order)
+    def __init__(self, source: Source, options: Options) -> None:
+        super().__init__(source, options)
+        self._check()
+        self.sampler = EpochBatches(self.order)
         self.generator = torch.Generator()
         self.loader = DataLoader(
-            TwoViews(source, recipe),
+            ManyViews(source, self.recipe),
             batch_sampler=self.sampler,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=self.device.type == "cuda",
+            num_workers=options.workers,
+            persistent_workers=options.workers > 0,
+            pin_memory=options.device.type == "cuda",
             generator=self.generator,
-            collate_fn=collate,
+            collate_fn=partial(collate, groups=self.recipe.groups),
         )
+
+    def _check(self) -> None:
+        """Have what is wrong with a recipe or not installed said here, and not by a worker."""
+        smallest = min(size for size, _ in self.recipe.groups)
+        for operation in self.recipe.foreign:
+            check(operation.transform, operation.arguments, smallest)
+        view_transforms(self.recipe.at(0))
 
     def epoch(self, epoch: int, consumed: int = 0) -> Iterator[Views]:
         self.sampler.epoch, self.sampler.consumed = epoch, consumed
@@ -171,11 +279,14 @@ class TorchvisionLoader(Loader):
         for batch in self.loader:
             if isinstance(batch, Broken):
                 raise BrokenImage(batch.location, batch.reason)
-            views, index, label = batch
-            group = views.to(self.device, self.dtype, non_blocking=True)
-            if self.device.type == "cuda":  # cheap there; on a CPU it would be work that no one's script does
-                group = group.contiguous(memory_format=torch.channels_last)
-            yield Views(groups=[group], index=index, label=label)
+            groups, index, label = batch
+            yield Views(groups=[self._upload(group) for group in groups], index=index, label=label)
+
+    def _upload(self, views: torch.Tensor) -> torch.Tensor:
+        views = views.to(self.options.device, self.options.dtype, non_blocking=True)
+        if views.is_cuda:  # cheap there; on a CPU it would be work that no one's script does
+            views = views.contiguous(memory_format=torch.channels_last)
+        return views
 
     def close(self) -> None:
         self.loader._iterator = None  # ends persistent workers; DataLoader has no public way to

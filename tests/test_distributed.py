@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,8 +39,9 @@ method = build_method(config, team)
 shares, shuffled = [], []
 plain_shuffle = method._shuffle
 method._shuffle = lambda length: shuffled.append(plain_shuffle(length)[0]) or plain_shuffle(length)
-with build_loader(config, source, load_recipe("moco-cifar", size=16), team) as loader:
-    trainer = Trainer(config, method=method, loader=loader, team=team, out=out,
+recipe = load_recipe("moco-cifar", size=16)
+with build_loader(config, source, recipe, team) as loader:
+    trainer = Trainer(config, recipe=recipe, method=method, loader=loader, team=team, out=out,
                       precision=choose_precision(config.amp, team.device))
     plain_step = trainer._step
     trainer._step = lambda views: shares.append(views.index) or plain_step(views)
@@ -64,7 +66,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*launch, str(out / "program.py"), str(out)], cwd=ROOT, capture_output=True, text=True, timeout=110,
-        env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "PENSTOCK_CACHE": str(out)},
+        env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "PENSTOCK_CACHE": str(out),
+             "NUMBA_CACHE_DIR": os.environ["NUMBA_CACHE_DIR"]},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in range(2)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,15 +14,18 @@ import torch
 import torchvision
 from torch import nn
 
+from penstock.augment import RECIPES
 from penstock.engine.backbones import build_backbone
 from penstock.engine.config import CompleteConfig, TrainConfig, check_choices, complete, from_dict, to_dict
 from penstock.engine.csv_log import CsvLog, read_csv
 from penstock.engine.curves import chart
 from penstock.engine.distributed import Team
+from penstock.engine.loop import EpochSums
 from penstock.engine.meters import Meter, WaitClock
-from penstock.engine.methods import build_encoder, build_method
+from penstock.engine.methods import build_encoder, build_method, check_views
 from penstock.engine.precision import choose_precision
 from penstock.engine.schedule import learning_rate
+from penstock.engine.screen import describe
 from penstock.engine.split_bn import SplitBatchNorm2d
 from penstock.engine.weights import load_weights
 from penstock.errors import UserError
@@ -43,6 +48,8 @@ def test_what_is_not_given_comes_from_the_method_and_the_data() -> None:
     imagenet = complete(TrainConfig(), source="imagenet-train", length=1_281_167, world=8)
     assert (imagenet.size, imagenet.batch, imagenet.queue, imagenet.bn_splits) == (224, 256, 65536, 1)
     assert complete(TrainConfig(batch=96), source="photos", length=2048, world=1).queue == 192  # a multiple of 96
+    pool = complete(TrainConfig(recipe="pool-14"), source="imagenette-train", length=9469, world=1)
+    assert pool.size == 112 and settings(recipe="pool-14").size == 32  # the recipe's own, where the data have none
 
 
 @pytest.mark.parametrize(
@@ -59,10 +66,38 @@ def test_sizes_that_do_not_go_together_are_named(given: dict[str, int], message:
         settings(**given)
 
 
+def test_the_help_names_every_recipe_to_train_with() -> None:
+    (shown,) = re.findall(r'recipe: str \| None = None\n    """(.*?)"""', inspect.getsource(TrainConfig), re.DOTALL)
+    assert set(RECIPES) - {"probe"} <= set(re.split(r"[,;\s]+", shown))
+
+
+@pytest.mark.parametrize(("recipe", "begins"), [("probe", "1 view of 224 px"), ("three", "3 views of 224 px")])
+def test_a_recipe_without_a_pair_of_views_is_refused(recipe: str, begins: str) -> None:
+    views = (replace(RECIPES["moco-v2"].views[0], count=3),)
+    known = {"probe": RECIPES["probe"], "three": replace(RECIPES["moco-v2"], views=views)}
+    with pytest.raises(UserError, match=f"--recipe {recipe} begins with {begins}, and moco-v2 compares two"):
+        check_views(settings(recipe=recipe), known[recipe])
+    for pair in ("byol", "multi-crop"):
+        check_views(settings(), RECIPES[pair])
+
+
+def test_the_epoch_s_line_has_the_share_of_routed_views() -> None:
+    sums = EpochSums()
+    assert "routed" not in sums.row()
+    sums.add(steps=2, images=8, seconds=1.0, waited=0.0, means={"loss": 1.0})
+    assert "routed" not in sums.row()  # a loader that brings its own augmentation
+    sums.rows, sums.routed = 16, 4
+    row = sums.row()
+    assert row["routed"] == 0.25 and "routed 25 %" in describe({"epoch": 1, **row})
+
+
 @pytest.mark.parametrize(
     "given",
-    [{"method": "moco-v9"}, {"schedule": "cos"}, {"amp": "fp8"}, {"optimizer": "sdg"}, {"epochs": 0}, {"lr": -1.0}],
-)
+    [
+        {"method": "moco-v9"}, {"schedule": "cos"}, {"amp": "fp8"}, {"optimizer": "sdg"}, {"epochs": 0}, {"lr": -1.0},
+        {"executor": "fused"}, {"fallback": "clahee"},
+    ],
+)  # fmt: skip
 def test_values_that_no_run_can_have_are_named(given: dict[str, object]) -> None:
     with pytest.raises(UserError, match=str(next(iter(given.values())))):
         check_choices(TrainConfig(**given))

@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib.util
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from penstock.augment.recipe import CenterCrop, Recipe, load_recipe
+from penstock.augment import Recipe, load_recipe
+from penstock.augment.operations import CenterCrop
+from penstock.augment.recipe import View
 from penstock.errors import UserError
+from penstock.loaders import Options
 from penstock.loaders.beton import BetonSource
 from penstock.loaders.convert import convert
 from penstock.loaders.ffcv_package import FFCVPackageLoader, translate
@@ -24,7 +26,8 @@ needs_ffcv = pytest.mark.skipif(
     importlib.util.find_spec("ffcv") is None, reason="the ffcv package is not installed (penstock[ffcv])"
 )
 COUNT = 26
-PLAIN = Recipe(name="plain", about="", operations=(CenterCrop(fraction=1.0),), size=16, mean=(0, 0, 0), std=(1, 1, 1))
+WHOLE = View(operations=(CenterCrop(fraction=1.0),), size=16, count=2)
+PLAIN = Recipe(name="plain", about="", views=(WHOLE,), mean=(0, 0, 0), std=(1, 1, 1))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,7 @@ def loader(shard: BetonSource) -> Iterator[FFCVPackageLoader]:
     """One for all tests, since the package compiles for seconds: 20 of the images, in another order, 3 a batch."""
     source = Subset(shard, np.random.default_rng(0).permutation(COUNT)[:20])
     order = Order(20, 3, seed=5, keep_tail=True)
-    with FFCVPackageLoader(source, recipe=PLAIN, order=order, workers=2) as loader:
+    with FFCVPackageLoader(source, Options(recipe=PLAIN, order=order, workers=2)) as loader:
         yield loader
 
 
@@ -88,7 +91,7 @@ def test_a_pipeline_that_raises_is_an_error_and_no_hang(
     def broken(**_: object) -> None:
         raise ValueError("an operation of the pipeline")
 
-    monkeypatch.setattr(loader.loader, "code", ([(broken, [])], []))
+    monkeypatch.setattr(loader.loaders[0], "code", ([(broken, [])], []))
     with pytest.raises(RuntimeError, match="ffcv's pipeline raised an error"):
         next(loader.epoch(0))
 
@@ -107,9 +110,9 @@ def test_torch_keeps_its_threads(loader: FFCVPackageLoader) -> None:
 @needs_ffcv
 def test_what_the_package_lacks_is_left_out_and_said(shard: BetonSource, caplog: pytest.LogCaptureFixture) -> None:
     recipe = load_recipe("moco-v2", size=16)
-    FFCVPackageLoader(shard, recipe=recipe, order=Order(COUNT, 4), workers=1)  # nothing is compiled before it is used
-    assert "no Grayscale(p .2), GaussianBlur(sigma .1-2; p .5), hue" in caplog.text
-    names = [[type(part).__name__ for part in translate(operation, 16)] for operation in recipe.operations]
+    FFCVPackageLoader(shard, Options(recipe=recipe, order=Order(COUNT, 4)))  # nothing is compiled before it is used
+    assert "no Grayscale(p .2), GaussianBlur(sigma .1-2, p .5), hue: left out" in caplog.text
+    names = [[type(part).__name__ for part in translate(operation, 16)] for operation in recipe.views[0].operations]
     jitter = ["RandomBrightness", "RandomContrast", "RandomSaturation"]
     assert names == [["RandomResizedCropRGBImageDecoder"], jitter, [], [], ["RandomHorizontalFlip"]]
 
@@ -117,4 +120,4 @@ def test_what_the_package_lacks_is_left_out_and_said(shard: BetonSource, caplog:
 def test_only_a_beton_is_read() -> None:
     arrays = ImageArrays(np.zeros((4, 8, 8, 3), np.uint8), [0] * 4, ["a"], "arrays")
     with pytest.raises(UserError, match=r"reads only \.beton"):
-        FFCVPackageLoader(arrays, recipe=replace(PLAIN, size=8), order=Order(4, 2), workers=1)
+        FFCVPackageLoader(arrays, Options(recipe=PLAIN, order=Order(4, 2)))

@@ -72,6 +72,31 @@ def test_loss_queue_and_key_encoder_equal_algorithm_1(symmetric: bool) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_small_views_are_queries_of_their_image_s_key(symmetric: bool) -> None:
+    """Multi-crop, written out: every query of every image against its key and the queue, one at a time."""
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())  # so that views of any size go through
+    encoder = Encoder(pool, linear_head(12, C))
+    moco = MoCo(encoder, dim=C, queue=2 * K, temperature=T, symmetric=symmetric)
+    large, small = torch.randn(2, N, 3, 4, 4), torch.randn(3, N, 3, 2, 2)
+    loss, metrics = moco([large.flatten(0, 1), small.flatten(0, 1)], torch.arange(N))
+    expected, right = 0.0, []
+    for first, second in ((0, 1), (1, 0)) if symmetric else ((0, 1),):
+        terms = []
+        for n in range(N):
+            key = normalize(moco.key_encoder(large[second, n][None])[0], dim=0)
+            for view in (large[first, n], *small[:, n]):
+                query = normalize(encoder(view[None])[0], dim=0)
+                logits = torch.stack([query @ key, *(query @ other for other in moco.queue)]) / T
+                terms.append(-torch.log_softmax(logits, 0)[0].item())
+                right.append(logits.argmax().item() == 0)
+        expected += sum(terms) / len(terms)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert float(metrics["accuracy"]) == pytest.approx(sum(right) / len(right))
+    moco.after_step()
+    assert moco.pointer == (2 * N if symmetric else N)  # small views give no keys
+
+
 def test_gradient_flows_into_the_query_encoder_only() -> None:
     moco = MoCo(small_encoder(), dim=C, queue=K)
     before = moco.queue.clone()

@@ -15,7 +15,7 @@ from PIL import Image
 from penstock.benchmarks import throughput
 from penstock.benchmarks.photographs import FEWEST, photographs
 from penstock.benchmarks.rival import Rival, Row
-from penstock.benchmarks.worker import Stopwatch
+from penstock.benchmarks.worker import Stopwatch, choose_recipe
 from penstock.errors import UserError
 from penstock.loaders import LOADERS, make, open_source
 
@@ -110,7 +110,7 @@ def test_results_hold_against_the_baseline_and_the_ceiling_of_the_same_storage()
 
 def test_a_row_that_fails_says_why(tmp_path: Path) -> None:
     task = {"loader": "folder", "data": str(tmp_path / "nowhere"), "limit": None, "threads": 1, "batch": 1}
-    rival = Rival(Row(loader="folder", workers=1), {**task, "recipe": "moco-v2", "size": 32, "views": 2})
+    rival = Rival(Row(loader="folder", workers=1), {**task, "recipe": "moco-v2", "size": 32, "views": None})
     try:
         rival.warm(1)
         assert rival.row.error
@@ -126,6 +126,9 @@ def test_a_row_that_fails_says_why(tmp_path: Path) -> None:
     [
         (["--loaders", "fast"], "fast"),
         (["--recipe", "moco-v9"], "moco-v9"),
+        (["--recipe", "multi-crop", "--views", "4"], "--views 4: the views of multi-crop are of 2 kinds"),
+        (["--executor", "fastest"], "--executor 'fastest' is not known"),
+        (["--fallback", "hue,clahee"], "--fallback 'clahee' is not an operation"),
         (["--repeats", "0"], "--repeats 0"),
         (["--workers", "0"], "--workers 0"),
         (["--seconds", "0"], "--seconds 0"),
@@ -139,6 +142,12 @@ def test_wrong_inputs_are_refused_at_once(arguments: list[str], named: str) -> N
         throughput.main(arguments)
 
 
+def test_a_number_of_views_takes_the_place_of_the_recipe_s() -> None:
+    assert choose_recipe("moco-v2", 32, None).count == 2
+    assert choose_recipe("moco-v2", 32, 5).count == 5
+    assert [group.size for group in choose_recipe("multi-crop", 64, None).groups] == [64, 27]
+
+
 @pytest.mark.timeout(300)
 def test_end_to_end(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
@@ -148,6 +157,7 @@ def test_end_to_end(
     monkeypatch.setattr(throughput, "worker_counts", lambda cpus: [1])
     out = {"json": tmp_path / "t.json", "plot": tmp_path / "t.png"}
     settings = ["--size", "32", "--batch", "16", "--seconds", "0.1", "--repeats", "2", "--workers", "1"]
+    settings += ["--executor", "fused_cpu", "--fallback", "hue"]
     written = [part for name, path in out.items() for part in (f"--{name}", str(path))]
     assert throughput.main(["--data", str(photos), "--loaders", "folder", "ffcv-package", *settings, *written]) == 0
 
@@ -157,11 +167,15 @@ def test_end_to_end(
     assert names == ["torchvision", "folder", "ffcv-package", "decode-only", "synthetic"]
     measured = [row for row in rows.values() if row["loader"] != "ffcv-package"]
     assert all(len(row["repeats"]) == 2 and row["pairs_per_s"] > 0 and row["ratio"] > 0 for row in measured)
+    assert rows["folder", "files"]["executor"] == "fused_cpu" and 0.5 < rows["folder", "files"]["routed"] < 1
+    assert all(row["executor"] is row["routed"] is None for key, row in rows.items() if key != ("folder", "files"))
+    assert report["settings"]["views"] == 2
     assert rows["ffcv-package", None]["pairs_per_s"] is None
     assert str(LOADERS["ffcv-package"].extra) in rows["ffcv-package", None]["error"]
     assert {"cpu", "cpus", "memory_gb", "gpus"} <= report["machine"].keys()
     assert report["versions"]["torch"]
     assert report["images"] > report["distinct_images"] == 5
-    assert "make install" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "make install" in said and "of the views by Albumentations" in said
     with Image.open(out["plot"]) as picture:
         assert picture.width > 800

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,14 @@ import pytest
 import torch
 from PIL import Image
 
+from penstock.augment import RECIPES, draw, load_recipe
+from penstock.augment.recipes import dump_recipe
+from penstock.augment.rows import Opcode
 from penstock.engine.checkpoint import load_checkpoint
 from penstock.engine.csv_log import read_csv
 from penstock.engine.train import main
 from penstock.errors import UserError
+from penstock.loaders import LOADERS, missing
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 20  # in an epoch
@@ -29,6 +35,14 @@ TINY = [
     "--lr", "0.03", "--momentum", "0.9", "--log-every", "5", "--checkpoint-steps", "3", "--workers", "2",
     "--knn-k", "20",
 ]  # fmt: skip
+
+# Jitter takes the ffcv package half a minute to compile; tests/test_loader_contract.py has its groups and stages.
+TRAINED = [
+    (loader, recipe)
+    for loader in LOADERS
+    for recipe in ("pool-14", "albumentations-7", "gradual", "multi-crop", "byol")
+    if loader != "ffcv-package" or recipe == "pool-14"
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -128,6 +142,55 @@ def test_an_interrupted_run_ends_bit_for_bit_where_an_uninterrupted_one_does(
     assert [row["epoch"] for row in read_csv(out / "epochs.csv")] == [0, 1, 2]
 
 
+@pytest.mark.parametrize(("loader", "recipe"), TRAINED)
+def test_every_loader_trains_with_every_kind_of_recipe(loader: str, recipe: str, images: Path, tmp_path: Path) -> None:
+    if reason := missing(loader):
+        pytest.skip(reason)
+    short = ["--subset", "48", "--size", "24", "--knn-every", "0", "--loader", loader, "--recipe", recipe]
+    out = tmp_path / "run"
+    assert main([*TINY, "--data", str(images), "--out", str(out), *short]) == 0
+    about = json.loads((out / "config.json").read_text())
+    assert about["recipe"].startswith(f"{recipe}: ")
+    assert load_recipe(str(out / "recipe.yaml")) == load_recipe(recipe, size=24)
+    epochs = read_csv(out / "epochs.csv")
+    assert len(epochs) == 2 and all(np.isfinite(row["loss"]) for row in epochs)
+    if LOADERS[loader].own_augmentation:
+        assert about["executor"] is None and "routed" not in epochs[0]
+    else:
+        assert about["executor"] == "fused_cpu"
+        assert 0 < epochs[0]["routed"] < 1 if recipe == "pool-14" else epochs[0]["routed"] <= 1
+
+
+def test_what_falls_back_is_logged(images: Path, tmp_path: Path) -> None:
+    out, count = tmp_path / "run", 48
+    given = ["--subset", str(count), "--log-every", "1", "--knn-every", "0", "--recipe", "moco-cifar"]
+    chosen = ["--executor", "reference", "--fallback", "HorizontalFlip, gray"]
+    assert main([*TINY, "--data", str(images), "--out", str(out), *given, *chosen]) == 0
+    side = np.full(count, 16)
+    for epoch, row in enumerate(read_csv(out / "epochs.csv")):
+        rows = draw(RECIPES["moco-cifar"], seed=0, epoch=epoch, index=np.arange(count), height=side, width=side)
+        share = np.isin(rows.opcode, [Opcode.HORIZONTAL_FLIP, Opcode.GRAY]).any(axis=-1).mean()
+        assert row["routed"] == pytest.approx(share)
+    page = (out / "report.html").read_text()
+    assert re.search(r"finished by Albumentations</td><td>[56]\d\.\d % of the views", page)
+    assert "views made by <b>reference</b>" in page
+
+
+def test_a_resumed_run_keeps_its_recipe(images: Path, tmp_path: Path) -> None:
+    """Even where the file that it was read from has changed; and its stages follow the run's new length."""
+    file, out = tmp_path / "mine.yaml", tmp_path / "run"
+    file.write_text(dump_recipe(replace(load_recipe("gradual"), name="mine")))
+    given = ["--subset", "48", "--knn-every", "0", "--recipe", str(file)]
+    assert main([*TINY, "--data", str(images), "--out", str(out), *given, "--epochs", "1"]) == 0
+    last = out / "last.pt"
+    saved = load_checkpoint(last)["recipe"]
+    assert saved == (out / "recipe.yaml").read_text()
+    file.write_text(dump_recipe(load_recipe("a")))
+    assert main(["--resume", str(last), "--epochs", "4"]) == 0
+    assert load_checkpoint(last)["recipe"] == (out / "recipe.yaml").read_text() == saved
+    assert "from 3: ColorJitter" in json.loads((out / "config.json").read_text())["recipe"]
+
+
 def test_data_without_labels_train_without_knn(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,6 +234,11 @@ def test_resume_auto_starts_where_there_is_nothing_and_goes_on_where_there_is(im
         ("--batch 4096 --queue 4096", r"--batch 4096 is larger than the data \(320 images\)"),
         ("--queue 65", "--queue 65 is not a multiple"),
         ("--bn-splits 5", "--bn-splits 5 does not divide"),
+        ("--recipe probe", "--recipe probe begins with 1 view of 16 px, and moco-v2 compares two"),
+        ("--executor fused", "--executor 'fused' is not known: choose one of auto, reference, fused_cpu"),
+        ("--fallback clahee", "--fallback 'clahee' is not an operation"),
+        ("--loader torchvision --executor fused_cpu", "--executor: the torchvision loader brings its own"),
+        ("--loader synthetic --fallback clahe", "--fallback: the synthetic loader brings its own"),
         ("--resume nowhere.pt", "nowhere.pt: there is no such file"),
         ("--resume auto", "give --out too"),
     ],
