@@ -1,138 +1,176 @@
 """The fused CPU executor: a decoded image in, every view out, in compiled code that releases the GIL.
 
-The view lives as transposed uint8 planes `[channel][x][y]` from the crop to the last step. Flips commute with all
-that is done here, so they are only counted and carried out as the view is written. Normalisation is a table of 256
-values per channel, in the output's own bits: exact for any output type, and a byte read instead of arithmetic.
+The view lives as transposed uint8 planes `[channel][x][y]` from the crop to the last step. Flips commute with nearly
+all that is done here, so they are only counted, and carried out as the view is written.
 
-Parity with the reference is within one grey level per operation (`tests/test_fused_cpu.py` states each).
+Read `program.py` first, which runs one row; then what it calls: `resample.py` (crops), `color.py`, `blur.py`,
+`pointwise.py`, `filters.py`, `clahe.py`, `scatter.py`; then `finish.py`, which writes.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from penstock.augment.fused_cpu.blur import blur_plane
-from penstock.augment.fused_cpu.color import BRIGHTNESS, CONTRAST, GRAY, color_run
-from penstock.augment.fused_cpu.resample import resize_crop
+from penstock.augment.fused_cpu.finish import write_image, write_planes
+from penstock.augment.fused_cpu.memory import borrow
+from penstock.augment.fused_cpu.program import CROP, NONE, load_image, run_program
+from penstock.augment.fused_cpu.resample import allocate, borrow_scratch
 from penstock.augment.jit import njit
 from penstock.augment.pixels import Pixels
-from penstock.augment.recipe import (
-    CenterCrop,
-    ColorJitter,
-    GaussianBlur,
-    Grayscale,
-    HorizontalFlip,
-    RandomResizedCrop,
-    Recipe,
-)
-from penstock.augment.rows import Interpolation, Opcode, Rows
+from penstock.augment.recipe import Recipe
+from penstock.augment.rows import Opcode, Rows
 
-CROP, FLIP, BLUR, NONE = int(Opcode.CROP), int(Opcode.FLIP), int(Opcode.BLUR), int(Opcode.NONE)
+NATIVE = frozenset(Opcode) - {Opcode.NONE, Opcode.ALBUMENTATIONS}
+# How a tensor's elements are handed to compiled code that only copies their bits.
 BITS = {
     torch.float32: (torch.int32, np.uint32),
     torch.float16: (torch.int16, np.uint16),
     torch.bfloat16: (torch.int16, np.uint16),
 }
+IDENTITY = np.arange(256, dtype=np.uint32)[None].repeat(3, axis=0)  # a table that leaves bytes as they are
 
 
-@njit
-def _is_color(opcode):  # type: ignore[no-untyped-def]
-    return BRIGHTNESS <= opcode <= GRAY
+class Target(NamedTuple):
+    """Where views go: flat memory of 1, 2 or 4 bytes an element, the other two empty; one compilation serves them all.
 
-
-@njit
-def run_row(image, opcode, parameters, planes, spare):  # type: ignore[no-untyped-def]
-    """Run one row's program.
-
-    Args:
-        image: uint8 [H, W, 3].
-        opcode: int32 [K]; parameters: float32 [K, 8].
-        planes, spare: uint8 [3, S, S], distinct scratch.
-
-    Returns:
-        The planes that hold the view, transposed [channel, x, y], and whether it is to be flipped.
+    View v of sample n is [S, S, 3] elements from v · per_view + n · per_sample on.
     """
-    size, flipped, k = planes.shape[1], False, 0
-    while k < len(opcode) and opcode[k] != NONE:
-        values = parameters[k]
-        if _is_color(opcode[k]):
-            end = k + 1
-            while end < len(opcode) and _is_color(opcode[end]) and opcode[end] != CONTRAST:
-                end += 1
-            color_run(planes.reshape((3, size * size)), opcode[k:end], parameters[k:end, 0])
-            k = end
-            continue
-        if opcode[k] == CROP:
-            box = (int(values[0]), int(values[1]), int(values[2]), int(values[3]))
-            resize_crop(image, box, values[5] != 0, planes)
-        elif opcode[k] == FLIP:
-            flipped = not flipped
-        elif opcode[k] == BLUR:
-            for channel in range(3):
-                blur_plane(planes[channel], values[0], int(values[1]), spare[channel])
-            planes, spare = spare, planes
-        k += 1
-    return planes, flipped
+
+    bytes: NDArray[np.uint8]
+    shorts: NDArray[np.uint16]
+    words: NDArray[np.uint32]
+    per_view: int
+    per_sample: int
 
 
 @njit
-def _write(planes, flipped, table, out):  # type: ignore[no-untyped-def]
-    """out [S, S, 3] (rows, columns, channels; the output type's bits) = table[channel, byte], turned upright."""
+def _image(memory, target, view, sample, size):  # type: ignore[no-untyped-def]
+    start = view * target.per_view + sample * target.per_sample
+    return memory[start : start + size * size * 3].reshape((size, size, 3))
+
+
+@njit
+def _write_planes(planes, left_right, up_down, table, target, view, sample):  # type: ignore[no-untyped-def]
     size = planes.shape[1]
-    for y in range(size):
-        row = out[y]
-        for x in range(size):
-            column = size - 1 - x if flipped else x
-            row[x, 0] = table[0, planes[0, column, y]]
-            row[x, 1] = table[1, planes[1, column, y]]
-            row[x, 2] = table[2, planes[2, column, y]]
+    if len(target.words):
+        write_planes(planes, left_right, up_down, table, _image(target.words, target, view, sample, size))
+    elif len(target.shorts):
+        write_planes(planes, left_right, up_down, table, _image(target.shorts, target, view, sample, size))
+    else:
+        write_planes(planes, left_right, up_down, table, _image(target.bytes, target, view, sample, size))
 
 
 @njit
-def _run(data, offset, height, width, opcode, parameters, table, out, first, second):  # type: ignore[no-untyped-def]
-    """Every view of every image; out [V, N, S, S, 3]; first, second: uint8 [3, S, S] scratch."""
+def _run(data, offset, height, width, opcode, parameters, seed, table, scratch, planes, spare, target):  # type: ignore[no-untyped-def]
+    """Every view of every image but rows that begin with NONE; planes, spare uint8 [3, S, S]."""
+    data, opcode, parameters, seed = borrow(data), borrow(opcode), borrow(parameters), borrow(seed)
+    scratch, planes, spare = borrow_scratch(scratch), borrow(planes), borrow(spare)
     for n in range(len(offset)):
         image = data[offset[n] : offset[n] + height[n] * width[n] * 3].reshape((height[n], width[n], 3))
         for view in range(opcode.shape[0]):
-            planes, flipped = run_row(image, opcode[view, n], parameters[view, n], first, second)
-            _write(planes, flipped, table, out[view, n])
+            if opcode[view, n, 0] == NONE:
+                continue
+            if opcode[view, n, 0] != CROP:
+                load_image(image, planes)
+            finished, left_right, up_down = run_program(
+                image, opcode[view, n], parameters[view, n], seed[view, n], scratch, planes, spare
+            )
+            _write_planes(finished, left_right, up_down, table, target, view, n)
+
+
+@njit
+def _write(finished, view, sample, table, target):  # type: ignore[no-untyped-def]
+    size = finished.shape[1]
+    for r in range(len(finished)):
+        if len(target.words):
+            write_image(finished[r], table, _image(target.words, target, view[r], sample[r], size))
+        else:
+            write_image(finished[r], table, _image(target.shorts, target, view[r], sample[r], size))
 
 
 @lru_cache(maxsize=16)
-def _table(mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype) -> NDArray[np.unsignedinteger]:
+def _table(mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype) -> NDArray[np.uint32]:
     """[3, 256]: the bits of each normalised byte, computed as the reference does."""
     levels = torch.arange(256, dtype=torch.float32).div_(255)
     values = torch.stack([(levels - m) / s for m, s in zip(torch.tensor(mean), torch.tensor(std), strict=True)])
-    return values.to(dtype).view(BITS[dtype][0]).numpy().view(BITS[dtype][1])
+    return values.to(dtype).view(BITS[dtype][0]).numpy().view(BITS[dtype][1]).astype(np.uint32)
 
 
-def covers(recipe: Recipe) -> bool:
-    """Whether every operation of the recipe has a fused kernel."""
-    crop, *others = recipe.operations
-    fused_crop = isinstance(crop, RandomResizedCrop | CenterCrop) and crop.interpolation == Interpolation.BILINEAR
-    return fused_crop and all(
-        isinstance(other, HorizontalFlip | ColorJitter | Grayscale | GaussianBlur) for other in others
-    )
+def _target(memory: NDArray[np.unsignedinteger], view: int, sample: int) -> Target:
+    parts = {kind: np.empty(0, kind) for kind in (np.uint8, np.uint16, np.uint32)} | {memory.dtype.type: memory}
+    return Target(parts[np.uint8], parts[np.uint16], parts[np.uint32], view, sample)
 
 
-def fused_cpu(pixels: Pixels, rows: Rows, recipe: Recipe, out: torch.Tensor) -> None:
-    """Run every row: fill `out` [V, N, 3, S, S] (float32, float16 or bfloat16, channels-last) with normalised views."""
-    table = _table(recipe.mean, recipe.std, out.dtype)
-    bits = out.permute(0, 1, 3, 4, 2).view(BITS[out.dtype][0]).numpy().view(BITS[out.dtype][1])
-    first, second = np.empty((2, 3, recipe.size, recipe.size), np.uint8)
+def _memory(out: torch.Tensor) -> Target:
+    """The memory of [V, N, 3, S, S] whose images are channels-last; views and samples may have any strides."""
+    views, samples, channels, size, _ = out.shape
+    view, sample, *image = out.stride()
+    assert image == [1, 3 * size, 3], "views must be channels-last"
+    extent = (views - 1) * view + (samples - 1) * sample + channels * size * size
+    flat = out.as_strided((extent,), (1,)).view(BITS[out.dtype][0]).numpy().view(BITS[out.dtype][1])
+    return _target(flat, view, sample)
+
+
+def _launch(pixels: Pixels, rows: Rows, table: NDArray[np.uint32], size: int, target: Target) -> None:
+    """Run the rows on one thread. Arrays are made contiguous first: others would be compiled anew."""
+    longest = max(int(pixels.height.max()), int(pixels.width.max()))
+    planes, spare = np.empty((2, 3, size, size), np.uint8)
     _run(
         pixels.data,
-        pixels.offset,
-        pixels.height,
-        pixels.width,
-        rows.opcode,
-        rows.parameters,
+        np.ascontiguousarray(pixels.offset),
+        np.ascontiguousarray(pixels.height),
+        np.ascontiguousarray(pixels.width),
+        np.ascontiguousarray(rows.opcode),
+        np.ascontiguousarray(rows.parameters),
+        np.ascontiguousarray(rows.seed),
         table,
-        bits,
-        first,
-        second,
+        allocate(size, longest),
+        planes,
+        spare,
+        target,
     )
+
+
+def run(pixels: Pixels, rows: Rows, recipe: Recipe, out: torch.Tensor) -> None:
+    """Run every row: fill `out` [V, N, 3, S, S] (float32, float16 or bfloat16, channels-last) with normalised views.
+
+    A row whose first slot is NONE is skipped: its part of `out` stays as it is.
+    """
+    if out.numel():
+        _launch(pixels, rows, _table(recipe.mean, recipe.std, out.dtype), out.shape[-1], _memory(out))
+
+
+def write(
+    finished: NDArray[np.uint8], view: NDArray[np.int64], sample: NDArray[np.int64], recipe: Recipe, out: torch.Tensor
+) -> None:
+    """Normalise finished views, uint8 [R, S, S, 3], into out[view[r], sample[r]]; out as in `run`."""
+    if len(finished):
+        table = _table(recipe.mean, recipe.std, out.dtype)
+        _write(np.ascontiguousarray(finished), view, sample, table, _memory(out))
+
+
+def run_slots(
+    image: NDArray[np.uint8],
+    opcode: NDArray[np.int32],
+    parameters: NDArray[np.float32],
+    seed: NDArray[np.uint64],
+    size: int,
+) -> NDArray[np.uint8]:
+    """Run some slots of a row on one image and give the view's bytes.
+
+    Args:
+        image: uint8 [H, W, 3]; H = W = size unless the first slot is a CROP.
+        opcode [k], parameters [k, 8], seed [k]: the slots, of `NATIVE` operations only.
+
+    Returns:
+        uint8 [size, size, 3].
+    """
+    out = np.empty(size * size * 3, np.uint8)
+    rows = Rows(opcode=opcode[None, None], parameters=parameters[None, None], seed=seed[None, None])
+    _launch(Pixels.from_images([image]), rows, IDENTITY, size, _target(out, out.size, out.size))
+    return out.reshape(size, size, 3)

@@ -1,157 +1,149 @@
-"""Brightness, contrast, saturation, hue and gray, in the drawn order, in one pass over the pixels.
+"""Brightness, contrast, saturation, hue and gray, in place, whichever way the pixels are ordered.
 
-A pass works through blocks that stay in the first-level cache: bytes become floats once, every operation of the run
-is applied in place, bytes are written once. Each operation truncates to whole grey levels, as torchvision's uint8
-operations do. Contrast needs the mean grey of what came before it, so it can only begin a run; the pass before it
-adds that mean up.
+Each is one pass in 16 bits (`fixed.py`) over planes that lie in the second-level cache, uint8 [3, P]. Results are
+truncated to whole grey levels, as torchvision's uint8 operations are.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from penstock.augment.fused_cpu.fixed import BYTE, high, less, lift
 from penstock.augment.jit import njit
-from penstock.augment.rows import Opcode
 
-BLOCK = 1024  # pixels: three float32 channels and a byte each are 15 KB
-BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAY = (
-    int(o) for o in (Opcode.BRIGHTNESS, Opcode.CONTRAST, Opcode.SATURATION, Opcode.HUE, Opcode.GRAY)
-)
-ZERO, FULL = np.float32(0.0), np.float32(255.0)
-# ITU-R 601 luma as torchvision rounds it
-RED, GREEN, BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
-
-
-@njit
-def _level(value):  # type: ignore[no-untyped-def]
-    """Clamp to 0 … 255 and truncate to a whole level, in float32."""
-    value = ZERO if value < ZERO else value
-    value = FULL if value > FULL else value
-    return np.float32(np.int32(value))
+# ITU-R 601 luma as torchvision rounds it, in 1/65536
+RED, GREEN, BLUE = (np.uint16(round(share * 65536)) for share in (0.2989, 0.587, 0.114))
+LINE = 4096  # pixels whose luma is added up in 32 bits
+SIXTEENTHS = np.uint16(4)
 
 
 @njit
 def _luma(r, g, b):  # type: ignore[no-untyped-def]
-    return np.float32(np.int32(RED * r + GREEN * g + BLUE * b))
+    """Luma of three lifted levels, truncated."""
+    return np.uint16(np.uint16(high(r, RED) + high(g, GREEN) + high(b, BLUE)) >> BYTE)
 
 
 @njit
-def _scale(channel, factor, offset):  # type: ignore[no-untyped-def]
-    for i in range(len(channel)):
-        channel[i] = _level(factor * channel[i] + offset)
+def _weight(factor):  # type: ignore[no-untyped-def]
+    """(weight, unit) of a factor: high(lift(level), weight) is level · factor, where `unit` is one level.
 
-
-@njit
-def _saturate(r, g, b, factor):  # type: ignore[no-untyped-def]
-    rest = np.float32(1.0) - factor
-    for i in range(len(r)):
-        gray = rest * _luma(r[i], g[i], b[i])
-        r[i] = _level(factor * r[i] + gray)
-        g[i] = _level(factor * g[i] + gray)
-        b[i] = _level(factor * b[i] + gray)
-
-
-@njit
-def _gray(r, g, b):  # type: ignore[no-untyped-def]
-    for i in range(len(r)):
-        gray = _luma(r[i], g[i], b[i])
-        r[i], g[i], b[i] = gray, gray, gray
-
-
-@njit
-def _sector(k):  # type: ignore[no-untyped-def]
-    """How much of the chroma a channel lacks, k sixths of a turn from where it is fullest: clamp(min(k, 4-k), 0, 1)."""
-    k = k - np.float32(6.0) if k >= np.float32(6.0) else k
-    k = k - np.float32(6.0) if k >= np.float32(6.0) else k
-    other = np.float32(4.0) - k
-    k = other if other < k else k
-    k = ZERO if k < ZERO else k
-    return np.float32(1.0) if k > np.float32(1.0) else k
-
-
-@njit
-def _hue(r, g, b, shift):  # type: ignore[no-untyped-def]
-    """Turn the hue by `shift` turns. HSV value and chroma stay (Smith 1978), so only the hue itself is computed."""
-    turn = np.float32(6.0) * (shift - np.floor(shift))
-    to_byte = np.float32(255.999 / 255.0)  # torchvision's float → uint8 conversion
-    for i in range(len(r)):
-        red, green, blue = r[i], g[i], b[i]
-        high = red if red > green else green
-        high = blue if blue > high else high
-        low = red if red < green else green
-        low = blue if blue < low else low
-        chroma = high - low
-        inverse = np.float32(1.0) / (chroma if chroma > ZERO else np.float32(1.0))
-        from_red = (green - blue) * inverse
-        from_red = from_red + np.float32(6.0) if from_red < ZERO else from_red
-        from_green = np.float32(2.0) + (blue - red) * inverse
-        from_blue = np.float32(4.0) + (red - green) * inverse
-        hue = from_green if high == green else from_blue
-        hue = from_red if high == red else hue
-        hue += turn
-        hue = hue - np.float32(6.0) if hue >= np.float32(6.0) else hue
-        r[i] = _level((high - chroma * _sector(hue + np.float32(5.0))) * to_byte)
-        g[i] = _level((high - chroma * _sector(hue + np.float32(3.0))) * to_byte)
-        b[i] = _level((high - chroma * _sector(hue + np.float32(1.0))) * to_byte)
-
-
-@njit
-def _apply(r, g, b, opcode, value, mean):  # type: ignore[no-untyped-def]
-    if opcode in (BRIGHTNESS, CONTRAST):
-        offset = (np.float32(1.0) - value) * mean if opcode == CONTRAST else ZERO
-        _scale(r, value, offset)
-        _scale(g, value, offset)
-        _scale(b, value, offset)
-    elif opcode == SATURATION:
-        _saturate(r, g, b, value)
-    elif opcode == HUE:
-        _hue(r, g, b, value)
-    elif opcode == GRAY:
-        _gray(r, g, b)
-
-
-@njit
-def _load(plane, channel):  # type: ignore[no-untyped-def]
-    for i in range(len(channel)):
-        channel[i] = np.float32(plane[i])
-
-
-@njit
-def _store(channel, plane):  # type: ignore[no-untyped-def]
-    for i in range(len(channel)):
-        plane[i] = np.uint8(np.int32(channel[i]))
-
-
-@njit
-def mean_gray(planes):  # type: ignore[no-untyped-def]
-    """Mean of the truncated luma, as torchvision's contrast takes it; planes uint8 [3, P]."""
-    red, green, blue = planes[0], planes[1], planes[2]
-    total = 0
-    for i in range(len(red)):
-        total += int(_luma(np.float32(red[i]), np.float32(green[i]), np.float32(blue[i])))
-    return np.float32(total / len(red))
-
-
-@njit
-def color_run(planes, opcodes, values):  # type: ignore[no-untyped-def]
-    """Apply a run of pointwise operations in place.
-
-    Args:
-        planes: uint8 [3, P], any order of pixels.
-        opcodes: int32 [R]; CONTRAST only as the first.
-        values: float32 [R], factor or shift.
+    The unit is 128, and half of that for each doubling of the factor above 2, so that the product fits.
     """
-    mean = mean_gray(planes) if opcodes[0] == CONTRAST else ZERO
-    block = np.empty((3, BLOCK), np.float32)
-    pixels = planes.shape[1]
-    for start in range(0, pixels, BLOCK):
-        n = min(BLOCK, pixels - start)
-        r, g, b = block[0, :n], block[1, :n], block[2, :n]
-        _load(planes[0, start : start + n], r)
-        _load(planes[1, start : start + n], g)
-        _load(planes[2, start : start + n], b)
-        for k in range(len(opcodes)):
-            _apply(r, g, b, opcodes[k], values[k], mean)
-        _store(r, planes[0, start : start + n])
-        _store(g, planes[1, start : start + n])
-        _store(b, planes[2, start : start + n])
+    weight, unit = factor * 32768.0, 128
+    while weight >= 65535.5 and unit > 2:
+        weight, unit = weight * 0.5, unit // 2
+    return np.uint16(min(weight + 0.5, 65535.0)), unit
+
+
+@njit
+def _split(value):  # type: ignore[no-untyped-def]
+    """What is to be added and what is to be taken away, uint16, where `value` is."""
+    return np.uint16(max(value, 0.0) + 0.5), np.uint16(min(max(-value, 0.0) + 0.5, 65535.0))
+
+
+@njit
+def _blend(lifted, weight, added, taken, white, to_level):  # type: ignore[no-untyped-def]
+    """A lifted level times the weight, plus and minus something, clamped to black and white, truncated to a byte."""
+    value = less(np.uint16(high(lifted, weight) + added), taken)
+    return np.uint8(high(min(value, white), to_level))
+
+
+@njit
+def contrast(planes, factor, mean):  # type: ignore[no-untyped-def]
+    """factor · level + (1 - factor) · mean. Brightness is contrast around a mean of 0."""
+    weight, unit = _weight(factor)
+    added, taken = _split((1.0 - factor) * mean * unit)
+    white, to_level = np.uint16(255 * unit), np.uint16(65536 // unit)
+    for channel in range(3):
+        plane = planes[channel]
+        for i in range(len(plane)):
+            plane[i] = _blend(lift(plane[i]), weight, added, taken, white, to_level)
+
+
+@njit
+def mean_luma(planes):  # type: ignore[no-untyped-def]
+    """Mean of the truncated luma, around which torchvision's contrast turns."""
+    total = 0
+    for start in range(0, planes.shape[1], LINE):
+        end = min(start + LINE, planes.shape[1])
+        total += _sum_luma(planes[0, start:end], planes[1, start:end], planes[2, start:end])
+    return np.float64(total) / planes.shape[1]
+
+
+@njit
+def _sum_luma(r, g, b):  # type: ignore[no-untyped-def]
+    total = np.uint32(0)
+    for i in range(len(r)):
+        total = np.uint32(total + _luma(lift(r[i]), lift(g[i]), lift(b[i])))
+    return total
+
+
+@njit
+def saturation(planes, factor):  # type: ignore[no-untyped-def]
+    """factor · level + (1 - factor) · luma."""
+    weight, unit = _weight(factor)
+    added, taken = _split((1.0 - factor) * unit * 256.0)
+    white, to_level = np.uint16(255 * unit), np.uint16(65536 // unit)
+    red, green, blue = planes[0], planes[1], planes[2]
+    for i in range(len(red)):
+        r, g, b = lift(red[i]), lift(green[i]), lift(blue[i])
+        luma = lift(_luma(r, g, b))
+        more, fewer = high(luma, added), high(luma, taken)
+        red[i] = _blend(r, weight, more, fewer, white, to_level)
+        green[i] = _blend(g, weight, more, fewer, white, to_level)
+        blue[i] = _blend(b, weight, more, fewer, white, to_level)
+
+
+@njit
+def gray(planes):  # type: ignore[no-untyped-def]
+    """Each channel becomes the luma."""
+    red, green, blue = planes[0], planes[1], planes[2]
+    for i in range(len(red)):
+        level = np.uint8(_luma(lift(red[i]), lift(green[i]), lift(blue[i])))
+        red[i], green[i], blue[i] = level, level, level
+
+
+@njit
+def _wrap(value, turn):  # type: ignore[no-untyped-def]
+    """value modulo a turn, for less than two turns: what would be negative wraps around and is not the smaller."""
+    return min(value, np.uint16(value - turn))
+
+
+@njit
+def _channel(value, turned, sixths, chroma):  # type: ignore[no-untyped-def]
+    """A channel's byte from HSV in sixteenths of a level.
+
+    The channel lacks clamp(min(k, 4·chroma - k), 0, chroma) of the value, where k is the hue times the chroma, and so
+    many sixths of a turn on. torchvision takes 255.999 for 255 when it truncates to bytes, hence the value / 256.
+    """
+    k = _wrap(np.uint16(turned + np.uint16(sixths * chroma)), np.uint16(6 * chroma))
+    lack = min(min(k, less(np.uint16(4 * chroma), k)), chroma)
+    level = np.uint16(value - lack)
+    return np.uint8(np.uint16(level + (level >> BYTE)) >> SIXTEENTHS)
+
+
+@njit
+def hue(planes, shift):  # type: ignore[no-untyped-def]
+    """Turn the hue by `shift` turns.
+
+    Value and chroma of HSV (Smith 1978) stay, and each channel lacks a piecewise linear share of the chroma. Multiplied
+    by the chroma, a hue needs no division: in sixths of a turn it is a difference of two channels and whole chromas.
+    """
+    share = np.uint16((shift - np.floor(shift)) * 6.0 * 4096.0 + 0.5)
+    red, green, blue = planes[0], planes[1], planes[2]
+    for i in range(len(red)):
+        r, g, b = np.uint16(red[i]), np.uint16(green[i]), np.uint16(blue[i])
+        value = max(max(r, g), b)
+        span = np.uint16(value - min(min(r, g), b))
+        if value == r:
+            hue = np.uint16(g - b) if g >= b else np.uint16(6 * span + g - b)
+        elif value == g:
+            hue = np.uint16(2 * span + b - r)
+        else:
+            hue = np.uint16(4 * span + r - g)
+        chroma, value = np.uint16(span << SIXTEENTHS), np.uint16(value << SIXTEENTHS)
+        turned = np.uint16(np.uint16(hue << SIXTEENTHS) + high(np.uint16(chroma << SIXTEENTHS), share))
+        turned = _wrap(turned, np.uint16(6 * chroma))
+        red[i] = _channel(value, turned, 5, chroma)
+        green[i] = _channel(value, turned, 3, chroma)
+        blue[i] = _channel(value, turned, 1, chroma)
