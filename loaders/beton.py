@@ -6,7 +6,8 @@
     data region        pages; an image lies whole within one, as JPEG (mode 0) or interleaved RGB (mode 1)
     allocation table   sample, pointer, length of each image: the only place where lengths are
 
-Everything is mapped, nothing is read at opening but the tables, and no Python runs per sample.
+Everything is mapped, nothing is read at opening but the tables, and no Python runs per sample. An image's checksum
+is tested when it is first read: a bit that flipped on the disk, in pixels or in a label, is an error and not a picture.
 The ffcv package opens what is written here (with the fast DCT, so its JPEG pixels are off by some levels) and
 what it writes opens here.
 
@@ -16,7 +17,6 @@ Format: https://github.com/libffcv/ffcv (Leclerc et al. 2023, arXiv 2306.12517).
 from __future__ import annotations
 
 import hashlib
-import zlib
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,12 +25,14 @@ from numpy.typing import NDArray
 
 from penstock.errors import BrokenImage, UserError
 from penstock.loaders.decode import decode_rgb, encode_png
+from penstock.loaders.shard import CHANGED, Entry, Place, ShardWriter, checksum
 from penstock.loaders.sidecar import read_sidecar
 from penstock.loaders.sources.base import UNLABELLED, Source
 
 VERSION = 2
 PAGE_SIZE = 8 << 20  # ffcv's default
 JPEG, RAW = 0, 1
+MODES = {"jpeg": JPEG, "raw": RAW}
 MOST_CLASSES = 1 << 20  # that a file without class names may number: a damaged label would ask for billions
 
 HEADER = np.dtype(
@@ -52,6 +54,7 @@ FIELD_TYPES = {  # ffcv's type number: what a sample's row holds (float, int, im
     6: np.dtype("<u8"),
 }
 FIELDS = (("image", IMAGE_FIELD), ("label", INT_FIELD), ("checksum", INT_FIELD))
+CHECKSUM_RULE = b"crc32(label, bytes)"  # in the field's arguments, where ffcv's integer fields have none
 
 
 def row_type(fields: tuple[tuple[str, int], ...]) -> np.dtype:
@@ -63,47 +66,42 @@ def round_up(position: int, multiple: int) -> int:
     return -(-position // multiple) * multiple
 
 
-class BetonWriter:
-    """Writes a `.beton` in one pass, in the order in which images are added.
+class BetonWriter(ShardWriter):
+    """Writes a `.beton`: see `ShardWriter`. Where an image goes depends on the lengths of those before it alone."""
 
-    Args:
-        file: opened for writing, at its start.
-        capacity: the most images that will come; fewer may (broken ones are skipped).
-    """
+    page = PAGE_SIZE
 
     def __init__(self, file: BinaryIO, capacity: int) -> None:
-        self.file = file
+        super().__init__(file, capacity)
         self.rows = np.zeros(capacity, row_type(FIELDS))
         self.allocations = np.zeros(capacity, ALLOCATION)
-        self.samples = 0
         self.position = round_up(HEADER.itemsize + len(FIELDS) * DESCRIPTOR.itemsize + self.rows.nbytes, PAGE_SIZE)
 
-    def add(self, data: bytes, *, mode: int, height: int, width: int, label: int) -> None:
-        """Append one image: JPEG bytes, or height · width · 3 bytes of RGB; at most a page of them."""
-        if self.position % PAGE_SIZE + len(data) > PAGE_SIZE:
+    def place(self, entry: Entry) -> Place:
+        if self.position % PAGE_SIZE + entry.length > PAGE_SIZE:
             self.position = round_up(self.position, PAGE_SIZE)
-        self.file.seek(self.position)
-        self.file.write(data)
-        self.rows[self.samples] = ((mode, width, height, self.position), label, zlib.crc32(data))
-        self.allocations[self.samples] = (self.samples, self.position, len(data))
-        self.position += len(data)
+        start, image = self.position, (MODES[entry.kind], entry.width, entry.height, self.position)
+        self.rows[self.samples] = (image, entry.label, entry.checksum)
+        self.allocations[self.samples] = (self.samples, start, entry.length)
+        self.position += entry.length
         self.samples += 1
+        return Place(start, b"", b"")
 
     def finish(self) -> dict[str, int | str]:
-        """Write the tables; returns the sidecar's record of the shard."""
-        self.position = round_up(self.position, 8)
+        table = round_up(self.position, 8)
         rows, allocations = self.rows[: self.samples], self.allocations[: self.samples]
         descriptors = np.zeros(len(FIELDS), DESCRIPTOR)
         descriptors["name"], descriptors["type"] = zip(*FIELDS, strict=True)
-        header = np.array((VERSION, len(FIELDS), PAGE_SIZE, self.samples, self.position), HEADER)
+        descriptors["arguments"][-1] = CHECKSUM_RULE
+        header = np.array((VERSION, len(FIELDS), PAGE_SIZE, self.samples, table), HEADER)
         front = header.tobytes() + descriptors.tobytes()
-        self.file.seek(self.position)
+        self.file.seek(table)
         self.file.write(allocations.tobytes())
         self.file.seek(0)
         self.file.write(front + rows.tobytes())
         return {
             "samples": self.samples,
-            "bytes": self.position + allocations.nbytes,
+            "bytes": table + allocations.nbytes,
             "header_sha256": hashlib.sha256(front).hexdigest(),
             "index_sha256": hashlib.sha256(front + rows.tobytes() + allocations.tobytes()).hexdigest(),
         }
@@ -118,6 +116,7 @@ class BetonSource(Source):
         images: the table's image column, structured [N]: `mode`, `width`, `height`, `pointer`. A view of the file.
         lengths: uint64 [N], bytes of each image.
         field_names, image_field, label_field: names in the file; the last is None where nothing looks like a label.
+        checksums: whether the file has them (those that the ffcv package writes have none).
         sidecar: class names and provenance, or None (a file written by the ffcv package).
 
     Raises:
@@ -131,6 +130,7 @@ class BetonSource(Source):
         self.lengths = self._lengths()
         self._check_images()
         self.sidecar = read_sidecar(self.path, length=len(self._file), header_sha256=_sha256(self._front))
+        self._unchecked = np.full(len(self._rows), self.checksums)
         self.storage = {(JPEG,): "jpeg", (RAW,): "raw"}.get(tuple(np.unique(self.images["mode"])), "mixed")
         self.name = self.sidecar.provenance.source if self.sidecar else self.path.stem
         self.labels = self._labels()
@@ -147,7 +147,8 @@ class BetonSource(Source):
         self._front = self._file[: HEADER.itemsize + count * DESCRIPTOR.itemsize]
         if len(self._front) < HEADER.itemsize + count * DESCRIPTOR.itemsize:
             raise self._broken("its field descriptors are cut short")
-        fields = self._fields(self._front[HEADER.itemsize :].view(DESCRIPTOR))
+        descriptors = self._front[HEADER.itemsize :].view(DESCRIPTOR)
+        fields = self._fields(descriptors)
         row = row_type(fields)
         end = len(self._front) + samples * row.itemsize
         if not samples or not end <= table <= len(self._file) or (len(self._file) - table) % ALLOCATION.itemsize:
@@ -161,6 +162,10 @@ class BetonSource(Source):
         integers = [name for name, kind in fields if kind == INT_FIELD and name != "checksum"]
         self.label_field = "label" if "label" in integers else next(iter(integers), None)
         self.images = self._rows[self.image_field]
+        rule = descriptors["arguments"][-1].tobytes().rstrip(b"\0")
+        self.checksums = fields == FIELDS and rule == CHECKSUM_RULE
+        if self.checksums and len(self._allocations) != samples:
+            raise self._broken(f"it holds {samples} images, or {len(self._allocations)}: its tables disagree")
 
     def _fields(self, descriptors: NDArray[np.void]) -> tuple[tuple[str, int], ...]:
         fields = tuple((name.decode("latin-1"), int(kind)) for kind, name, _ in descriptors)
@@ -210,9 +215,28 @@ class BetonSource(Source):
         return UserError(f"{self.path}: not a whole .beton file ({reason}): convert or copy it again")
 
     def stored(self, index: int) -> NDArray[np.uint8]:
-        """The image's bytes as they lie in the file, uint8 [length], a read-only view."""
+        """The image's bytes as they lie in the file, uint8 [length], a read-only view. Raises BrokenImage.
+
+        The checksum is tested the first time (twice, harmlessly, where two threads come first at once).
+        """
         start = int(self.images["pointer"][index])
-        return self._file[start : start + int(self.lengths[index])]
+        data = self._file[start : start + int(self.lengths[index])]
+        if self._unchecked[index]:
+            _, label, written = self._rows[index].item()
+            if checksum(data.data, label) != written:
+                raise BrokenImage(self.location(index), CHANGED)
+            self._unchecked[index] = False
+        return data
+
+    def entry(self, index: int) -> Entry:
+        """What the tables say of an image, to copy it into another shard."""
+        (mode, width, height, _), label, written = self._rows[index].item()
+        kind = "raw" if mode == RAW else "jpeg"
+        return Entry(index, kind, height, width, label, int(self.lengths[index]), written)
+
+    def start(self, index: int) -> int:
+        """Where the image's bytes begin in the file."""
+        return int(self.images["pointer"][index])
 
     def encoded(self, index: int) -> bytes:
         if self.images["mode"][index] == RAW:

@@ -1,16 +1,20 @@
-"""Convert any source into one shard: `.beton`, or a WebDataset tar with DALI's index. Or say what a shard holds.
+"""Convert any source into one shard: `.beton`, or a WebDataset tar with DALI's index.
 
     python loaders/convert.py path/to/images train.beton --max-side 400
     python loaders/convert.py cifar10 cifar.tar
-    python loaders/convert.py --inspect train.beton
+    python loaders/convert.py path/to/images train.beton --part 3/8     # on each of eight machines, then:
+    python loaders/convert.py --join train.beton
+    python loaders/convert.py --inspect train.beton                     # what it holds, how it was made
+    python loaders/convert.py --verify train.beton                      # reads it whole, names what is broken
 
 Threads read, decode and encode; one writer appends in order, so the same input and options give the same bytes
-whatever the number of workers. The shard is written under a temporary name and renamed when whole.
+whatever the number of workers, interruptions or parts. The shard appears under its name when it is whole. Until then
+it grows beside it as .train.beton.partial; killed for whatever reason, the same command goes on from there.
 
 `--encoding keep` passes a JPEG's bytes through untouched where every decoder reads them alike and no resize is
-due. Other JPEGs (EXIF-rotated, CMYK, with bytes after their end) are encoded anew at `--quality`; what came as
-anything else, arrays included, is kept losslessly: RAW in a `.beton`, PNG in a tar. Images shrink by Pillow's
-bicubic filter, which takes in the whole area that a pixel comes from (no aliasing).
+due, at the speed of the disk. Other JPEGs (EXIF-rotated, CMYK, with bytes after their end) are encoded anew at
+`--quality`; what came as anything else, arrays included, is kept losslessly: RAW in a `.beton`, PNG in a tar. Images
+shrink by Pillow's bicubic filter, which takes in the whole area that a pixel comes from (no aliasing).
 """
 
 from __future__ import annotations
@@ -21,112 +25,29 @@ from pathlib import Path
 if __name__ == "__main__":  # run by path: see the package, not this folder (whose names would shadow others)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import os
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from typing import Annotated
+from dataclasses import asdict, dataclass, field, fields
+from typing import Annotated, Any
 
-import numpy as np
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from penstock import __version__
 from penstock.errors import BrokenImage, UserError, run_command
-from penstock.loaders.beton import JPEG, PAGE_SIZE, RAW, BetonSource, BetonWriter
-from penstock.loaders.decode import image_size
+from penstock.loaders.describe import describe
 from penstock.loaders.encode import Encoding, Stored, encode_all
-from penstock.loaders.sidecar import Provenance, Sidecar, sidecar_path, write_sidecar
+from penstock.loaders.formats import WRITERS, Shard, beside, open_shard, resolve_format, tables_changed
+from penstock.loaders.parts import Part, join
+from penstock.loaders.progress import Bar, bar
+from penstock.loaders.report import Report, Tally
+from penstock.loaders.shard import Entry, ShardWriter
+from penstock.loaders.sidecar import Provenance
 from penstock.loaders.sources.base import Source
 from penstock.loaders.threads import available_cpus
-from penstock.loaders.webdataset import WebDatasetSource, WebDatasetWriter, index_path
+from penstock.loaders.unfinished import Outcome, Skipped, Unfinished, unfinished
+from penstock.loaders.verify import verify
 
-SUFFIXES = {"beton": ".beton", "webdataset": ".tar"}
 ON_ERROR = ("stop", "skip")
-Images = Iterator[tuple[Stored, int]]  # each with its label
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What a conversion did.
-
-    Attributes:
-        path: the shard.
-        samples, bytes: images in it, and its length.
-        untouched: images whose original bytes were passed through.
-        reencoded: why the others were not, and how many for each reason.
-        skipped: `location` and `reason` of each broken image left out.
-        seconds: how long it took.
-    """
-
-    path: Path
-    samples: int
-    bytes: int
-    untouched: int
-    reencoded: dict[str, int]
-    skipped: list[dict[str, str]]
-    seconds: float
-
-    def __str__(self) -> str:
-        rate = f"{self.seconds:.1f} s, {self.samples / self.seconds:.0f} images/s, {self.bytes / 1e6:.1f} MB"
-        skipped = f", {len(self.skipped)} broken ones skipped" if self.skipped else ""
-        return f"{self.path}: {self.samples} images in {rate}; {_changes(self.untouched, self.reencoded)}{skipped}"
-
-
-def _changes(untouched: int, reencoded: dict[str, int]) -> str:
-    return ", ".join([f"{untouched} untouched", *(f"{count} encoded anew ({why})" for why, count in reencoded.items())])
-
-
-@dataclass
-class Tally:
-    """Counts images on their way to the writer, and decides what a broken one means."""
-
-    on_error: str
-    untouched: int = 0
-    reencoded: Counter[str] = field(default_factory=Counter)
-    skipped: list[dict[str, str]] = field(default_factory=list)
-
-    def watch(self, source: Source, images: Iterator[Stored | BrokenImage], advance: Callable[[int], None]) -> Images:
-        """Pass on the whole images with their labels.
-
-        Raises:
-            UserError: a broken image (and `on_error="stop"`), or none was whole.
-        """
-        for image, label in zip(images, source.labels.tolist(), strict=True):
-            if isinstance(image, BrokenImage):
-                self._broken(image)
-                advance(0)
-                continue
-            self.untouched += image.change is None
-            self.reencoded.update([image.change] if image.change else [])
-            yield image, label
-            advance(len(image.data))
-        if len(self.skipped) == len(source):
-            raise UserError(f"{source.name}: none of its {len(source)} images can be decoded, so nothing was written")
-
-    def _broken(self, image: BrokenImage) -> None:
-        if self.on_error == "stop":
-            without = "python loaders/convert.py SRC DST --on-error skip"
-            raise UserError(f"{image}, or leave such images out with `{without}`; nothing was written")
-        self.skipped.append({"location": image.location, "reason": image.reason})
-
-    def provenance(self, source: Source, how: Encoding) -> Provenance:
-        return Provenance(
-            source=source.name,
-            fingerprint=source.fingerprint(),
-            source_samples=len(source),
-            options=asdict(how),
-            version=__version__,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            untouched=self.untouched,
-            reencoded=dict(sorted(self.reencoded.items())),
-            skipped=self.skipped,
-        )
 
 
 def convert(
@@ -138,6 +59,8 @@ def convert(
     quality: int = 90,
     max_side: int | None = None,
     short_side: int | None = None,
+    check: str = "quick",
+    part: str | None = None,
     workers: int | None = None,
     on_error: str = "stop",
     overwrite: bool = False,
@@ -145,9 +68,12 @@ def convert(
 ) -> Report:
     """Write the source's images into one shard at `destination`, with its sidecar (and index).
 
+    What an interrupted call left is gone on with, where source and options are the same.
+
     Args:
         format: `beton` or `webdataset`; None takes it from the destination's suffix.
-        encoding, quality, max_side, short_side: as in `Encoding`.
+        encoding, quality, max_side, short_side, check: as in `Encoding`.
+        part: `3/8` writes the third of eight parts under a name of its own; see `loaders/parts.py`.
         workers: threads; None takes every CPU this process may use.
         on_error: `stop` at the first broken image, or `skip` it and list it in the sidecar.
         overwrite: replace a shard of that name.
@@ -157,169 +83,119 @@ def convert(
         UserError: a wrong option, the destination exists, a broken image (and `on_error="stop"`), no whole image.
             Nothing is then left under the final name.
     """
-    how = Encoding(encoding=encoding, quality=quality, max_side=max_side, short_side=short_side)
-    how.check()
+    how = Encoding(encoding=encoding, quality=quality, max_side=max_side, short_side=short_side, check=check)
+    how.validate()
     if on_error not in ON_ERROR:
         raise UserError(f"--on-error {on_error!r} is not known: choose one of {', '.join(ON_ERROR)}")
-    shard, format = resolve_format(Path(destination), format)
+    shard, chosen = resolve_format(Path(destination), format), Part.parse(part) if part else None
+    numbers = chosen.numbers(len(source)) if chosen else range(len(source))
+    shard = chosen.path(shard) if chosen else shard
     if shard.exists() and not overwrite:
         raise UserError(f"{shard} exists already: --overwrite replaces it, another name keeps both")
-    begin, tally = time.perf_counter(), Tally(on_error)
-    write, page = (write_beton, PAGE_SIZE) if format == "beton" else (write_webdataset, None)
-    with _bar(shard.name, len(source), disable=not progress) as advance:
-        images = tally.watch(source, encode_all(source, how, page, workers or available_cpus()), advance)
-        record = write(shard, images, source, lambda: tally.provenance(source, how))
+    begin, made = time.perf_counter(), _made(source, how, chosen)
+    identity = made | {"classes": list(source.classes)}
+    with unfinished(shard, identity) as work, bar(shard.name, len(numbers), disable=not progress) as shown:
+        writer = WRITERS[shard.suffix](work.data, len(numbers))
+        conversion = _Conversion(source, how, numbers, workers or available_cpus(), work, writer, shown)
+        conversion.run(on_error)
+        record = writer.finish()
+        provenance = Provenance(**made, **conversion.tally.fields())
+        work.publish(beside(shard, writer, record, source.classes, provenance))
     return Report(
         path=shard,
-        samples=int(record["samples"]),
+        samples=writer.samples,
         bytes=int(record["bytes"]),
-        untouched=tally.untouched,
-        reencoded=dict(sorted(tally.reencoded.items())),
-        skipped=tally.skipped,
+        kept=conversion.kept,
         seconds=time.perf_counter() - begin,
+        **conversion.tally.fields(),
     )
 
 
-def resolve_format(destination: Path, format: str | None) -> tuple[Path, str]:
-    """The shard's path, with its suffix, and its format. Raises UserError where the two disagree."""
-    if format is not None and format not in SUFFIXES:
-        raise UserError(f"--format {format!r} is not known: choose one of {', '.join(SUFFIXES)}")
-    if not destination.suffix and format:
-        return destination.with_suffix(SUFFIXES[format]), format
-    named = {suffix: name for name, suffix in SUFFIXES.items()}.get(destination.suffix)
-    if named is None or (format or named) != named:
-        raise UserError(f"{destination}: a shard is called NAME.beton, or NAME.tar for WebDataset: give it such a name")
-    return destination, named
+def _made(source: Source, how: Encoding, part: Part | None) -> dict[str, Any]:
+    """What is converted, and how: the fields of `Provenance` that are known before the first image."""
+    return {
+        "source": source.name,
+        "fingerprint": source.fingerprint(),
+        "source_samples": len(source),
+        "options": asdict(how),
+        "version": __version__,
+        "part": str(part) if part else None,
+    }
 
 
-def write_beton(
-    shard: Path, images: Images, source: Source, provenance: Callable[[], Provenance]
-) -> dict[str, int | str]:
-    """Write the images as `.beton` with its sidecar; returns the writer's record."""
-    with _replacing(sidecar_path(shard), shard) as (sidecar, temporary):
-        with open(temporary, "wb") as file:
-            writer = BetonWriter(file, len(source))
-            for image, label in images:
-                mode = JPEG if image.kind == "jpeg" else RAW
-                writer.add(image.data, mode=mode, height=image.height, width=image.width, label=label)
-            record = writer.finish()
-        write_sidecar(sidecar, Sidecar(classes=source.classes, provenance=provenance(), shard=record))
-    return record
+@dataclass
+class _Conversion:
+    """Brings images from the source to the writer, and enters each in the journal."""
 
+    source: Source
+    how: Encoding
+    numbers: range  # the images of the source that are wanted
+    workers: int
+    work: Unfinished
+    writer: ShardWriter
+    shown: Bar
+    tally: Tally = field(default_factory=Tally)
+    kept: int = 0  # images that an earlier run had stored
 
-def write_webdataset(
-    shard: Path, images: Images, source: Source, provenance: Callable[[], Provenance]
-) -> dict[str, int | str]:
-    """Write the images as tar, index and sidecar; returns the writer's record."""
-    with _replacing(sidecar_path(shard), index_path(shard), shard) as (sidecar, index, temporary):
-        labels = []
-        with open(temporary, "wb") as tar, open(index, "wb") as lines:
-            writer = WebDatasetWriter(tar, lines)
-            for image, label in images:
-                writer.add(image.data, extension="jpg" if image.kind == "jpeg" else "png", label=label)
-                labels.append(label)
-            record = writer.finish()
-        beside = Sidecar(classes=source.classes, provenance=provenance(), shard=record, labels=labels)
-        write_sidecar(sidecar, beside)
-    return record
+    def run(self, on_error: str) -> None:
+        """Raises UserError: a broken image (and `on_error="stop"`), or none was whole."""
+        left = self.numbers[self._resume() :]
+        try:
+            images = encode_all(self.source, self.how, self.writer.page, self.workers, left)
+            for image, number in zip(images, left, strict=True):
+                self._take(image, number, on_error)
+        except BaseException:
+            if self.writer.samples:
+                self.shown.say(f"{self.writer.samples} images are done and kept: the same command goes on from there")
+            raise
+        if not self.writer.samples:
+            what = f"none of its {len(self.numbers)} images can be decoded"
+            raise UserError(f"{self.source.name}: {what}, so nothing was written")
 
+    def _resume(self) -> int:
+        """Take what an earlier run did; returns how many images that is, the skipped ones included."""
+        if self.work.other:
+            self.shown.say("what an interrupted run left is of another source or other options: starting over")
+        done = 0
+        for outcome in self.work.resume(self.writer, self.numbers, self.workers):
+            self.tally.count(outcome)
+            self.shown.advance(outcome.length if isinstance(outcome, Entry) else 0)
+            done += 1
+        self.kept = self.writer.samples
+        if done:
+            self.shown.say(f"{self.kept} images that an interrupted run left are whole: going on from there")
+            self.shown.restart()
+        return done
 
-@contextmanager
-def _replacing(*finals: Path) -> Iterator[list[Path]]:
-    """Temporary names in the same folder, renamed to the final ones in that order at the end, or removed."""
-    temporary = [final.with_name(f".{final.name}.{os.getpid()}.tmp") for final in finals]
-    try:
-        finals[0].parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        for path, final in zip(temporary, finals, strict=True):
-            path.replace(final)
-    except OSError as error:  # the source's own are BrokenImage by now
-        raise UserError(f"{finals[-1]}: cannot be written ({error.strerror}): name another place") from error
-    finally:
-        for path in temporary:
-            path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _bar(name: str, total: int, *, disable: bool) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error; yields a function to call with the bytes of each image done."""
-    rate = TextColumn("{task.fields[rate]}")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
-    begin, written = time.perf_counter(), [0, 0]
-    with Progress(*columns, console=Console(stderr=True), disable=disable) as progress:
-        task = progress.add_task(name, total=total, rate="")
-
-        def advance(size: int) -> None:
-            written[0] += 1
-            written[1] += size
-            seconds = time.perf_counter() - begin
-            text = f"{written[0] / seconds:.0f} images/s {written[1] / seconds / 1e6:.1f} MB/s"
-            progress.update(task, advance=1, rate=text)
-
-        yield advance
-
-
-def open_shard(path: Path) -> BetonSource | WebDatasetSource:
-    """Open a shard by its suffix. Raises UserError."""
-    _, format = resolve_format(path, None)
-    return BetonSource(path) if format == "beton" else WebDatasetSource(path)
-
-
-def describe(shard: BetonSource | WebDatasetSource) -> Table:
-    """What a shard holds and how it was made, as a table to print."""
-    table = Table(title=str(shard.path), show_header=False)
-    for row in [*_contents(shard), *_history(shard)]:
-        table.add_row(*row)
-    return table
-
-
-def _contents(shard: BetonSource | WebDatasetSource) -> Iterator[tuple[str, str]]:
-    labelled = np.unique(shard.labels[shard.labels >= 0])
-    yield "images", f"{len(shard)}, {shard.storage}"
-    if isinstance(shard, BetonSource):
-        raw = int((shard.images["mode"] == RAW).sum())
-        yield "stored as", f"{len(shard) - raw} JPEG, {raw} RAW"
-        height, width = shard.images["height"], shard.images["width"]
-        yield "format", f"beton version 2, pages of {shard.page_size >> 20} MiB; the ffcv package opens it"
-    else:
-        measured = np.linspace(0, len(shard) - 1, min(len(shard), 1000)).astype(int)
-        height, width = np.array([image_size(shard.encoded(i), shard.location(i)) for i in measured.tolist()]).T
-        yield "format", f"tar with {index_path(shard.path).name}; DALI and the webdataset package open it"
-    yield "classes", f"{len(shard.classes)}: {_some(shard.classes)}" if len(labelled) else "none: unlabelled"
-    yield "file", f"{shard.path.stat().st_size / 1e6:.1f} MB"
-    for what, values, unit in (("height", height, "px"), ("width", width, "px"), ("bytes", shard.lengths, "")):
-        smallest, median, largest = values.min(), np.median(values), values.max()
-        yield what, f"min {smallest}, median {median:.0f}, max {largest} {unit}".rstrip()
-
-
-def _history(shard: BetonSource | WebDatasetSource) -> Iterator[tuple[str, str]]:
-    if shard.sidecar is None:
-        yield "made", f"unknown: there is no {sidecar_path(shard.path).name}, so class names are numbers"
-        return
-    made = shard.sidecar.provenance
-    yield "made", f"{made.created} by penstock {made.version}"
-    yield "source", f"{made.source}, {made.source_samples} images, fingerprint {made.fingerprint[:16]}"
-    yield "options", ", ".join(f"{name} {value}" for name, value in made.options.items() if value is not None)
-    yield "images", _changes(made.untouched, made.reencoded)
-    yield "skipped", f"{len(made.skipped)} broken" + "".join(f"\n{s['location']}: {s['reason']}" for s in made.skipped)
-    same = shard.sidecar.shard["index_sha256"] == shard.index_sha256()
-    yield "tables", "as written" if same else "CHANGED since they were written: convert or copy it again"
-
-
-def _some(names: tuple[str, ...], limit: int = 10) -> str:
-    return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")
+    def _take(self, image: Stored | BrokenImage, number: int, on_error: str) -> None:
+        if isinstance(image, Stored):
+            self.writer.add(image.entry, image.data)
+            outcome: Outcome = image.entry
+        elif on_error == "skip":
+            outcome = Skipped(number, image.location, image.reason)
+        else:
+            without = "python loaders/convert.py SRC DST --on-error skip"
+            raise UserError(f"{image}, or leave such images out with `{without}`")
+        self.work.note(outcome)
+        self.tally.count(outcome)
+        self.shown.advance(outcome.length if isinstance(outcome, Entry) else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Encoding):
-    """What to convert, and how."""
+    """What to convert, and how. Or one of --join, --inspect and --verify."""
 
     source: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="SRC")] = None
     """A folder of images, a data set's name (shapes, cifar10, …), NAME:FOLDER, or a shard."""
     destination: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="DST")] = None
     """NAME.beton, or NAME.tar for WebDataset."""
+    join: Path | None = None
+    """Write this shard from its parts beside it (NAME.part-1-of-8.beton …), instead; they stay."""
     inspect: Path | None = None
     """Say what this shard holds and how it was made, instead."""
+    verify: str | None = None
+    """Read this shard (or folder) whole, instead: test every image's checksum and decode it.
+    Names the broken ones; exit code 2 if there are any."""
     format: str | None = None
     """beton or webdataset, where the destination's suffix does not say it."""
     split: str = "train"
@@ -328,6 +204,9 @@ class Config(Encoding):
     """Take only the classes named in this file, one a line."""
     limit: int | None = None
     """Take only so many images, the same class-balanced choice each time."""
+    part: str | None = None
+    """I/N: convert only the I-th (from 1) of N parts, into NAME.part-I-of-N.beton; for N machines or tasks at once.
+    All need the same options, and the same files with the same dates."""
     workers: int | None = None
     """Threads; as many as there are CPUs unless given."""
     on_error: str = "stop"
@@ -336,31 +215,62 @@ class Config(Encoding):
     """Replace the destination."""
 
 
-def main(arguments: list[str] | None = None) -> int:
-    from penstock.loaders.sources import open_source  # it opens shards too, so it imports their modules
+ALONE = {"join": {"overwrite"}, "inspect": set(), "verify": {"workers"}}  # and which options each takes
 
+
+def main(arguments: list[str] | None = None) -> int:
     config = tyro.cli(Config, args=arguments, description=__doc__)
+    _check_alone(config)
     if config.inspect:
         Console().print(describe(open_shard(config.inspect)))
         return 0
-    if not config.source or not config.destination:
-        raise UserError("a source and a destination are needed: python loaders/convert.py SRC DST (or --inspect FILE)")
-    report = convert(
-        open_source(config.source, config.split, class_list=config.class_list, limit=config.limit),
-        config.destination,
-        format=config.format,
-        encoding=config.encoding,
-        quality=config.quality,
-        max_side=config.max_side,
-        short_side=config.short_side,
-        workers=config.workers,
-        on_error=config.on_error,
-        overwrite=config.overwrite,
-    )
+    if config.verify:
+        return _verify(config.verify, config.workers or available_cpus())
+    report = join(config.join, overwrite=config.overwrite) if config.join else _convert(config)
     for broken in report.skipped:
         print(f"skipped {broken['location']}: {broken['reason']}")
     print(report)
     return 0
+
+
+def _check_alone(config: Config) -> None:
+    """Raises UserError where options are given that do not go together."""
+    given = {option.name for option in fields(config) if getattr(config, option.name) != option.default}
+    mode = next((name for name in ALONE if name in given), None)
+    if mode is None:
+        return
+    wrong = sorted(given - {mode} - ALONE[mode])
+    if wrong:
+        names = {"source": "SRC", "destination": "DST"}
+        flags = ", ".join(names.get(name, "--" + name.replace("_", "-")) for name in wrong)
+        takes = "".join(f" and --{name}" for name in ALONE[mode])
+        raise UserError(f"--{mode} takes a file{takes} only: leave {flags} out, or make it a command of its own")
+
+
+def _convert(config: Config) -> Report:
+    from penstock.loaders.sources import open_source  # it opens shards too, so it imports their modules
+
+    if not config.source or not config.destination:
+        raise UserError(
+            "a source and a destination are needed: python loaders/convert.py SRC DST (or --join, --inspect or "
+            "--verify with a FILE)"
+        )
+    source = open_source(config.source, config.split, class_list=config.class_list, limit=config.limit)
+    names = {option.name for option in fields(Encoding)} | {"format", "part", "workers", "on_error", "overwrite"}
+    return convert(source, config.destination, **{name: getattr(config, name) for name in names})
+
+
+def _verify(spec: str, workers: int) -> int:
+    """Say how many images are whole; returns the exit code."""
+    from penstock.loaders.sources import open_source
+
+    source = open_source(spec)
+    broken = verify(source, workers=workers)
+    changed = isinstance(source, Shard) and tables_changed(source)
+    print(f"{spec}: {len(source) - len(broken)} of {len(source)} images are whole")
+    if changed:
+        print(f"{spec}: its tables CHANGED since they were written: convert or copy it again")
+    return 2 if broken or changed else 0
 
 
 if __name__ == "__main__":

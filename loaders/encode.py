@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,13 +11,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from penstock.errors import BrokenImage, UserError
-from penstock.loaders.decode import decode_rgb, encode_jpeg, encode_png, image_size, is_canonical
+from penstock.loaders.decode import MOST_PIXELS, decode_rgb, encode_jpeg, encode_png, image_size, is_canonical
+from penstock.loaders.in_order import in_order
+from penstock.loaders.jpeg_check import looks_whole
+from penstock.loaders.shard import Entry, checksum
 from penstock.loaders.sources.base import Source
 
 ENCODINGS = ("keep", "jpeg", "raw")
+CHECKS = ("quick", "decode")
 LONGEST_SIDE = 65535  # JPEG's limit, and that of the 16 bits that a `.beton` has for it
 CHUNK = 8  # images per task: enough to hide a task's overhead, few enough to bound memory
-AHEAD = 2  # tasks in flight for each worker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +35,17 @@ class Encoding:
     """Shrink images whose longer side is above this many pixels, down to it."""
     short_side: int | None = None
     """Shrink images whose shorter side is above this many pixels, down to it."""
+    check: str = "quick"
+    """How JPEGs that pass through are looked at; all others are decoded anyway.
+    quick: headers, end, stray markers, holes; finds files cut short, at the speed of the disk.
+    decode: every pixel too; finds damage between whole markers, which quick leaves to --verify and to reading."""
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raises UserError for values that cannot work."""
         if self.encoding not in ENCODINGS:
             raise UserError(f"--encoding {self.encoding!r} is not known: choose one of {', '.join(ENCODINGS)}")
+        if self.check not in CHECKS:
+            raise UserError(f"--check {self.check!r} is not known: choose one of {', '.join(CHECKS)}")
         if not 1 <= self.quality <= 100:
             raise UserError(f"--quality {self.quality}: JPEG quality is a number from 1 to 100")
         for flag, side in (("--max-side", self.max_side), ("--short-side", self.short_side)):
@@ -55,60 +62,60 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Stored:
-    """One image as it will lie in the shard.
+    """One image as it will lie in the shard."""
 
-    Attributes:
-        kind: `jpeg`, `raw` (interleaved RGB) or `png`.
-        height, width: in pixels.
-        change: why the original bytes were not passed through, or None if they were.
-    """
-
+    entry: Entry
     data: bytes
-    kind: str
-    height: int
-    width: int
-    change: str | None
 
 
-def encode_all(source: Source, how: Encoding, page: int | None, workers: int) -> Iterator[Stored | BrokenImage]:
-    """Every image of the source, in order, made by threads that run a bounded way ahead.
+Form = tuple[bytes, str, int, int, str | None]  # what an image becomes: its bytes; kind, height, width, change of Entry
+
+
+def encode_all(
+    source: Source, how: Encoding, page: int | None, workers: int, numbers: range | None = None
+) -> Iterator[Stored | BrokenImage]:
+    """The source's images, in order, made by threads that run a bounded way ahead.
 
     Args:
         page: the most bytes an image may take, for shards of pages; None where there is no limit.
+        numbers: which images; None takes all.
     """
+    numbers = range(len(source)) if numbers is None else numbers
 
-    def chunk(start: int) -> list[Stored | BrokenImage]:
-        return [encode_one(source, i, how, page) for i in range(start, min(start + CHUNK, len(source)))]
+    def chunk(first: int) -> list[Stored | BrokenImage]:
+        return [encode_one(source, number, how, page) for number in numbers[first : first + CHUNK]]
 
-    pending: deque[Future[list[Stored | BrokenImage]]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="convert")
-    try:
-        for start in range(0, len(source), CHUNK):
-            pending.append(pool.submit(chunk, start))
-            if len(pending) >= AHEAD * workers:
-                yield from pending.popleft().result()
-        while pending:
-            yield from pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for images in in_order(chunk, range(0, len(numbers), CHUNK), workers):
+        yield from images
 
 
-def encode_one(source: Source, index: int, how: Encoding, page: int | None) -> Stored | BrokenImage:
+def encode_one(source: Source, number: int, how: Encoding, page: int | None) -> Stored | BrokenImage:
     """One image as `how` wants it; a broken one is returned, so that the writer meets it in its turn."""
     try:
-        original = b"" if source.storage in ("arrays", "raw") else source.encoded(index)
-        jpeg = original.startswith(b"\xff\xd8\xff")
-        obstacle = _obstacle(original, how, page) if jpeg else "not JPEG"
-        image = decode_rgb(original, source.location(index)) if original else source.decode(index)
-        if obstacle is None:  # decoded all the same: headers do not tell whether the scan is whole
-            height, width = image.shape[:2]
-            return Stored(original, "jpeg", height, width, None)
-        lossless = how.encoding == "raw" or (how.encoding == "keep" and not jpeg)
-        return _encode(_shrink(image, how), how, page, lossless, obstacle)
+        data, kind, height, width, change = _form(source, number, how, page)
     except BrokenImage as error:
         return error
     except (OSError, ValueError) as error:
-        return BrokenImage(source.location(index), str(error))
+        return BrokenImage(source.location(number), str(error))
+    label = int(source.labels[number])
+    return Stored(Entry(number, kind, height, width, label, len(data), checksum(data, label), change), data)
+
+
+def _form(source: Source, number: int, how: Encoding, page: int | None) -> Form:
+    """Raises BrokenImage, or ValueError for an image that the shard cannot hold."""
+    original = b"" if source.storage in ("arrays", "raw") else source.encoded(number)
+    jpeg = original.startswith(b"\xff\xd8\xff")
+    obstacle = _obstacle(original, how, page) if jpeg else "not JPEG"
+    if obstacle is None and how.check == "quick" and looks_whole(original):
+        height, width = image_size(original)
+        if 0 < height * width <= MOST_PIXELS:
+            return original, "jpeg", height, width, None
+    image = decode_rgb(original, source.location(number)) if original else source.decode(number)
+    if obstacle is None:
+        height, width = image.shape[:2]
+        return original, "jpeg", height, width, None
+    lossless = how.encoding == "raw" or (how.encoding == "keep" and not jpeg)
+    return _encode(_shrink(image, how), how, page, lossless, obstacle)
 
 
 def _obstacle(jpeg: bytes, how: Encoding, page: int | None) -> str | None:
@@ -132,18 +139,18 @@ def _shrink(image: NDArray[np.uint8], how: Encoding) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _encode(image: NDArray[np.uint8], how: Encoding, page: int | None, lossless: bool, change: str) -> Stored:
+def _encode(image: NDArray[np.uint8], how: Encoding, page: int | None, lossless: bool, change: str) -> Form:
     """Raises ValueError for an image that the shard cannot hold."""
     height, width = image.shape[:2]
     if max(height, width) > LONGEST_SIDE:
         raise ValueError(f"{width} x {height} pixels; a side has at most {LONGEST_SIDE}: use --max-side")
     if lossless:
         if page is None:
-            return Stored(encode_png(image), "png", height, width, change)
+            return encode_png(image), "png", height, width, change
         if image.nbytes <= page:
-            return Stored(image.tobytes(), "raw", height, width, change)
+            return image.tobytes(), "raw", height, width, change
         change = "larger than a page"
     data = encode_jpeg(image, how.quality)
     if len(data) > (page or sys.maxsize):
         raise ValueError(f"{len(data)} bytes as JPEG, more than a page of {page}: use --max-side")
-    return Stored(data, "jpeg", height, width, change)
+    return data, "jpeg", height, width, change

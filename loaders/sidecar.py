@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class Provenance:
     """Encoding, quality and sizes asked for."""
     version: str
     """Penstock's version."""
-    created: str
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     """Date and time, UTC, ISO 8601."""
     untouched: int
     """Images whose original bytes were passed through."""
@@ -36,6 +37,8 @@ class Provenance:
     """Why images were not passed through, and how many for each reason."""
     skipped: list[dict[str, str]]
     """Broken images left out: `location` and `reason`."""
+    part: str | None = None
+    """`3/8` for the third of eight parts of the source; the counts above, but for `source_samples`, are the part's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +62,9 @@ def sidecar_path(shard: Path) -> Path:
     return shard.with_name(shard.name + ".json")
 
 
-def write_sidecar(path: Path, sidecar: Sidecar) -> None:
-    path.write_text(json.dumps(asdict(sidecar), indent=1) + "\n")
+def sidecar_bytes(sidecar: Sidecar) -> bytes:
+    """The file's content."""
+    return (json.dumps(asdict(sidecar), indent=1) + "\n").encode()
 
 
 def read_sidecar(shard: Path, *, length: int, header_sha256: str) -> Sidecar | None:
@@ -76,8 +80,9 @@ def read_sidecar(shard: Path, *, length: int, header_sha256: str) -> Sidecar | N
         read = json.loads(path.read_text())
         provenance = Provenance(**read["provenance"])
         sidecar = Sidecar(**(read | {"classes": tuple(read["classes"]), "provenance": provenance}))
+        written_for = (sidecar.shard["bytes"], sidecar.shard["header_sha256"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not readable ({error}): remove it to go on without class names") from error
-    if (sidecar.shard["bytes"], sidecar.shard["header_sha256"]) != (length, header_sha256):
+        raise UserError(f"{path}: not readable ({error!r}): remove it to go on without class names") from error
+    if written_for != (length, header_sha256):
         raise UserError(f"{path}: belongs to another file than {shard}, or {shard} is cut short: convert it again")
     return sidecar

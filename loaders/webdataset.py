@@ -1,5 +1,8 @@
 """WebDataset: a tar of `000000012.jpg` (or `.png`) and `000000012.cls`, with the index that DALI's `wds2idx` makes.
 
+A sample's number is its place in the source. Its checksum stands in the tar header as the name of the owning group,
+which no reader of data sets looks at; it is tested when the image is first read.
+
 The index `NAME.idx` says where each file's bytes lie in `NAME.tar`: a line `v1.2 N`, then for each sample its
 components, `extension offset size name`. With it any sample can be read at once, by DALI's
 `fn.readers.webdataset` and by `WebDatasetSource`; the webdataset package reads the tar from end to end without it.
@@ -14,21 +17,26 @@ import logging
 import mmap
 import os
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.errors import UserError
+from penstock.errors import BrokenImage, UserError
+from penstock.loaders import wds_index
 from penstock.loaders.beton import MOST_CLASSES
 from penstock.loaders.decode import decode_rgb
+from penstock.loaders.shard import CHANGED, Entry, Place, ShardWriter, checksum
 from penstock.loaders.sidecar import read_sidecar
 from penstock.loaders.sources.base import UNLABELLED, Source
 
 LOG = logging.getLogger(__name__)
-INDEX_VERSION = "v1.2"
 BLOCK = tarfile.BLOCKSIZE
+SIZE, SUM, OWNER, GROUP = slice(124, 136), slice(148, 156), slice(265, 271), slice(297, 305)  # of a ustar header
+CHECKSUM_OWNER = b"crc32\0"  # who has this name belongs to a group named after the checksum, in hexadecimal
+EXTENSIONS = {"jpeg": "jpg", "png": "png"}
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff", "img", "image")
 
 
@@ -36,37 +44,48 @@ def index_path(tar: Path) -> Path:
     return tar.with_suffix(".idx")
 
 
-class WebDatasetWriter:
-    """Writes a tar and its index in one pass. Same images, same bytes: dates and owners are left at zero."""
+class WebDatasetWriter(ShardWriter):
+    """Writes a tar: see `ShardWriter`. Dates are left at zero: the same images give the same bytes."""
 
-    def __init__(self, tar: BinaryIO, index: BinaryIO) -> None:
-        self.tar, self.index = tar, index
-        self.lines: list[str] = []
-        self.position = 0
+    def __init__(self, file: BinaryIO, capacity: int) -> None:
+        super().__init__(file, capacity)
+        self.labels: list[int] = []
+        self._lines: list[str] = []
 
-    def add(self, data: bytes, *, extension: str, label: int) -> None:
-        """Append one image, as an encoded file's bytes."""
-        sample = len(self.lines)
-        image = self._file(f"{sample:09d}.{extension}", data)
-        cls = self._file(f"{sample:09d}.cls", str(label).encode())
-        self.lines.append(f"{extension} {image} cls {cls}\n")
-
-    def _file(self, name: str, data: bytes) -> str:
-        header = tarfile.TarInfo(name)
-        header.size = len(data)
-        self.tar.write(header.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % BLOCK))
-        start = self.position + BLOCK
-        self.position = start + len(data) + -len(data) % BLOCK
-        return f"{start} {len(data)} {name}"
+    def place(self, entry: Entry) -> Place:
+        start, extension, label = self.position, EXTENSIONS[entry.kind], str(entry.label).encode()
+        image, cls = f"{entry.number:09d}.{extension}", f"{entry.number:09d}.cls"
+        before = _header(image, entry.length, entry.checksum)
+        after = bytes(-entry.length % BLOCK) + _header(cls, len(label)) + label + bytes(-len(label) % BLOCK)
+        self.position += len(before) + entry.length + len(after)
+        places = f"{start + BLOCK} {entry.length} {image} cls {self.position - BLOCK} {len(label)} {cls}"
+        self._lines.append(f"{extension} {places}\n")
+        self.labels.append(entry.label)
+        self.samples += 1
+        return Place(start, before, after)
 
     def finish(self) -> dict[str, int | str]:
-        """Write the tar's end and the index; returns the sidecar's record of the shard."""
-        self.tar.write(bytes(2 * BLOCK))
-        index = f"{INDEX_VERSION} {len(self.lines)}\n{''.join(self.lines)}".encode()
-        self.index.write(index)
-        digest = hashlib.sha256(index).hexdigest()
+        self.file.seek(self.position)
+        self.file.write(bytes(2 * BLOCK))
+        self.index = f"{wds_index.VERSION} {self.samples}\n{''.join(self._lines)}".encode()
+        digest = hashlib.sha256(self.index).hexdigest()
         size = self.position + 2 * BLOCK
-        return {"samples": len(self.lines), "bytes": size, "header_sha256": digest, "index_sha256": digest}
+        return {"samples": self.samples, "bytes": size, "header_sha256": digest, "index_sha256": digest}
+
+
+_BLANK = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
+
+
+def _header(name: str, size: int, written: int | None = None) -> bytes:
+    """A file's header, as tarfile makes it at ten times the cost; a checksum goes in the owner's names."""
+    block = bytearray(_BLANK)
+    block[: len(name)] = name.encode()
+    block[SIZE] = b"%011o\0" % size
+    if written is not None:
+        block[OWNER], block[GROUP] = CHECKSUM_OWNER, b"%08x" % written
+    block[SUM] = b" " * 8
+    block[SUM] = b"%06o\0 " % sum(block)
+    return bytes(block)
 
 
 class WebDatasetSource(Source):
@@ -88,11 +107,12 @@ class WebDatasetSource(Source):
         self._file = _map(self.path)
         index = self._index()
         self._index_sha256 = hashlib.sha256(index).hexdigest()
-        columns = self._columns(index)
-        self.offsets, self.lengths = self._component(columns, IMAGE_EXTENSIONS, "image")
-        self.sidecar = read_sidecar(self.path, length=len(self._file), header_sha256=hashlib.sha256(index).hexdigest())
-        self.labels = self._labels(columns)
+        self.offsets, self.lengths = self._component(index, IMAGE_EXTENSIONS, "image")
+        sidecar = read_sidecar(self.path, length=len(self._file), header_sha256=self._index_sha256)
+        self.labels = self._labels(index, sidecar.labels if sidecar else None)
+        self.sidecar = replace(sidecar, labels=None) if sidecar else None  # a list takes several times the memory
         self.name = self.sidecar.provenance.source if self.sidecar else self.path.stem
+        self._unchecked = np.full(len(self.labels), True)
         self.classes = self._classes()
 
     def _index(self) -> bytes:
@@ -102,45 +122,30 @@ class WebDatasetSource(Source):
             write_index(self.path, path)
         return path.read_bytes()
 
-    def _columns(self, index: bytes) -> NDArray[np.bytes_]:
-        """The index as [N, components, 4] byte strings: extension, offset, size, name."""
-        header, _, body = index.partition(b"\n")
-        version, _, count = header.decode("latin-1").partition(" ")
-        if version != INDEX_VERSION or not count.isdigit() or not int(count):
-            raise self._broken(f"its index starts with {header[:20]!r} instead of `{INDEX_VERSION} <samples>`")
-        words = np.array(body.split())
-        if not len(words) or len(words) % (4 * int(count)):
-            raise self._broken("its index does not list the same components for every sample")
-        return words.reshape(int(count), -1, 4)
-
     def _component(
-        self, columns: NDArray[np.bytes_], extensions: tuple[str, ...], what: str
+        self, index: bytes, extensions: tuple[str, ...], what: str
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Offsets and lengths, int64 [N] each, of the one component that has any of the extensions."""
-        found = np.isin(np.char.lower(columns[:, :, 0]), np.array(extensions, np.bytes_))
-        single = found.sum(axis=1) == 1
-        if not single.all():
-            raise self._broken(f"sample {int(np.argmin(single))} has not one {what}")
         try:
-            places = columns[found][:, 1:3].astype(np.int64)
-        except (ValueError, OverflowError) as error:
-            raise self._broken(f"its index does not hold numbers: {error}") from error
-        offsets, lengths = places[:, 0].copy(), places[:, 1].copy()
-        if (offsets < 0).any() or (lengths < 0).any() or (lengths > len(self._file) - offsets).any():
+            offsets, lengths = wds_index.component(index, extensions, what)
+        except ValueError as error:
+            raise self._broken(str(error)) from error
+        if (lengths > len(self._file) - offsets).any():
             raise self._broken("its index reaches beyond its end: it is cut short, or the index is another tar's")
         return offsets, lengths
 
-    def _labels(self, columns: NDArray[np.bytes_]) -> NDArray[np.int64]:
+    def _labels(self, index: bytes, known: list[int] | None) -> NDArray[np.int64]:
         """From the sidecar, or from the `.cls` files, which lie scattered over the tar."""
-        if self.sidecar and self.sidecar.labels is not None:
-            return np.array(self.sidecar.labels, np.int64)
-        if b"cls" not in columns[0, :, 0]:
-            return np.full(len(columns), UNLABELLED, np.int64)
-        offsets, lengths = self._component(columns, ("cls",), "label (.cls)")
         try:
+            if known is not None:
+                return np.array(known, np.int64)
+            if not wds_index.has(index, b"cls"):
+                return np.full(len(self.offsets), UNLABELLED, np.int64)
+            offsets, lengths = self._component(index, ("cls",), "label (.cls)")
             return np.array([int(self._file[o : o + n]) for o, n in zip(offsets, lengths, strict=True)], np.int64)
-        except ValueError as error:
-            raise self._broken(f"a .cls file does not hold a number: {error}") from error
+        except (ValueError, TypeError, OverflowError) as error:
+            where = "a .cls file" if known is None else "the sidecar"
+            raise self._broken(f"{where} does not hold a number: {error}") from error
 
     def _classes(self) -> tuple[str, ...]:
         lowest, highest = int(self.labels.min()), int(self.labels.max())
@@ -153,8 +158,40 @@ class WebDatasetSource(Source):
         return UserError(f"{self.path}: not a WebDataset tar with its index ({reason}): convert or copy it again")
 
     def encoded(self, index: int) -> bytes:
-        start = int(self.offsets[index])
-        return self._file[start : start + int(self.lengths[index])]
+        """The file's bytes; their checksum, where there is one, is tested the first time. Raises BrokenImage."""
+        start = self.start(index)
+        data = self._file[start : start + int(self.lengths[index])]
+        if self._unchecked[index]:
+            written = self._written(index)
+            if written is not None and written != b"%08x" % checksum(data, int(self.labels[index])):
+                raise BrokenImage(self.location(index), CHANGED)
+            self._unchecked[index] = False
+        return data
+
+    def _written(self, index: int) -> bytes | None:
+        """The checksum in the image's tar header, in hexadecimal; None in a tar made elsewhere."""
+        header = self._file[max(0, self.start(index) - BLOCK) : self.start(index)]
+        return header[GROUP] if header[OWNER] == CHECKSUM_OWNER else None
+
+    @property
+    def checksums(self) -> bool:
+        """Whether the file has them."""
+        return self._written(0) is not None
+
+    def entry(self, index: int) -> Entry:
+        """What is known of an image of a tar made here, to copy it into another. Raises BrokenImage."""
+        name = self._file[self.start(index) - BLOCK : self.start(index)][:100].rstrip(b"\0").decode("latin-1")
+        number, _, extension = name.partition(".")
+        kinds = {kept: kind for kind, kept in EXTENSIONS.items()}
+        label, length = int(self.labels[index]), int(self.lengths[index])
+        try:
+            return Entry(int(number), kinds[extension], 0, 0, label, length, int(self._written(index) or b"", 16))
+        except (KeyError, ValueError) as error:
+            raise BrokenImage(self.location(index), f"its tar header, {name!r}, was not written here") from error
+
+    def start(self, index: int) -> int:
+        """Where the image's bytes begin in the file."""
+        return int(self.offsets[index])
 
     def decode(self, index: int) -> NDArray[np.uint8]:
         return decode_rgb(self.encoded(index), self.location(index))
@@ -196,7 +233,7 @@ def write_index(tar: Path, index: Path) -> None:
     lines = "".join(" ".join(components) + "\n" for components in samples.values())
     temporary = index.with_name(f".{index.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(f"{INDEX_VERSION} {len(samples)}\n{lines}")
+        temporary.write_text(f"{wds_index.VERSION} {len(samples)}\n{lines}")
         temporary.replace(index)
     except OSError as error:
         raise UserError(f"{index}: cannot be written ({error.strerror}): make it with `wds2idx {tar}`") from error

@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from penstock.errors import BrokenImage, UserError
+from penstock.loaders import beton
 from penstock.loaders.beton import (
     ALLOCATION,
+    CHECKSUM_RULE,
     DESCRIPTOR,
     FIELDS,
     HEADER,
@@ -33,6 +35,7 @@ from penstock.loaders.beton import (
 )
 from penstock.loaders.convert import convert
 from penstock.loaders.decode import encode_jpeg
+from penstock.loaders.shard import Entry, checksum
 from penstock.loaders.sidecar import sidecar_path
 from penstock.loaders.sources.arrays import ImageArrays
 
@@ -52,8 +55,9 @@ def write(path: Path, images: list[tuple[bytes, int, int, int]], labels: list[in
     """A `.beton` without a sidecar from (data, mode, height, width)."""
     with open(path, "wb") as file:
         writer = BetonWriter(file, len(images))
-        for (data, mode, height, width), label in zip(images, labels, strict=True):
-            writer.add(data, mode=mode, height=height, width=width, label=label)
+        for i, ((data, mode, height, width), label) in enumerate(zip(images, labels, strict=True)):
+            kind = {JPEG: "jpeg", RAW: "raw"}[mode]
+            writer.add(Entry(i, kind, height, width, label, len(data), checksum(data, label)), data)
         writer.finish()
 
 
@@ -127,7 +131,7 @@ def test_a_sidecar_of_another_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_allocation_table_may_be_in_any_order(mixed: Path) -> None:
-    data = mixed.read_bytes()
+    data = mixed.read_bytes().replace(CHECKSUM_RULE, bytes(len(CHECKSUM_RULE)))  # as if we had not written it
     start = int(np.frombuffer(data, HEADER, 1)[0]["allocation_table"])
     table = np.frombuffer(data, ALLOCATION, offset=start)
     extra = np.array([(3, PAGE_SIZE + 7, 2)], ALLOCATION)  # of another field; ffcv lists those too
@@ -152,7 +156,7 @@ def test_a_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_a_file_cut_short_anywhere_is_refused(mixed: Path) -> None:
     whole = mixed.stat().st_size
     os.truncate(mixed, whole - ALLOCATION.itemsize)
-    with pytest.raises(UserError, match="does not list every image"):
+    with pytest.raises(UserError, match="its tables disagree"):
         BetonSource(mixed)
     for length in [*range(whole - 25, whole - 300, -1), PAGE_SIZE + 100, PAGE_SIZE, *range(4000, 0, -97)]:
         os.truncate(mixed, length)
@@ -184,22 +188,52 @@ def flip(path: Path, position: int) -> None:
         file.write(bytes([byte ^ 0x55]))
 
 
-def test_flipped_bits_in_the_tables_are_refused_or_name_the_image(mixed: Path) -> None:
-    """Never a crash, a read outside of the file, or an error that is not ours."""
-    length = mixed.stat().st_size
+def contents(path: Path) -> list[tuple[int, bytes]]:
+    """Each image's label and pixels. Raises UserError, of which BrokenImage is one."""
+    source = BetonSource(path)
+    return [(int(source.labels[i]), source.decode(i).tobytes()) for i in range(len(source))]
+
+
+def test_a_flipped_bit_in_the_tables_never_changes_an_image_or_a_label_in_silence(mixed: Path) -> None:
+    """It is refused, names the image, or does no harm. Never a crash, or a read outside of the file."""
+    length, expected = mixed.stat().st_size, contents(mixed)
     rows = HEADER.itemsize + len(FIELDS) * DESCRIPTOR.itemsize
     tables = [*range(HEADER.itemsize), *range(rows, rows + 8 * 32), *range(length - 8 * 24, length)]
     refused = 0
     for position in tables:
         flip(mixed, position)
         try:
-            source = BetonSource(mixed)
-            for i in range(len(source)):
-                source.decode(i)
-        except UserError:  # BrokenImage is one
+            assert contents(mixed) == expected, position
+        except UserError:
             refused += 1
         flip(mixed, position)
     assert refused > len(tables) // 3
+
+
+def test_a_flipped_bit_in_the_data_names_the_image(mixed: Path) -> None:
+    """Most would decode, to other pixels."""
+    source = BetonSource(mixed)
+    ends = source.images["pointer"] + source.lengths
+    for position in range(PAGE_SIZE, int(ends[-1]), 61):
+        victim = int(np.searchsorted(ends, position, side="right"))
+        flip(mixed, position)
+        damaged = BetonSource(mixed)
+        for _ in range(2):  # a second time too
+            with pytest.raises(BrokenImage, match=rf"mixed\.beton\[{victim}\].*changed since they were written"):
+                damaged.stored(victim)
+        for i in {0, 7} - {victim}:
+            damaged.stored(i)
+        flip(mixed, position)
+
+
+def test_a_checksum_is_tested_once(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in every epoch."""
+    tested: list[int] = []
+    monkeypatch.setattr(beton, "checksum", lambda data, label: tested.append(label) or checksum(data, label))
+    source = BetonSource(mixed)
+    for i in (3, 5, 3, 3):
+        source.decode(i)
+    assert tested == [3, 5]
 
 
 def test_an_image_that_is_not_what_the_table_says_is_named(tmp_path: Path) -> None:

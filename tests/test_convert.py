@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from PIL import Image
 
 from penstock.errors import UserError
 from penstock.loaders import convert as convert_module
+from penstock.loaders import jpeg_check
 from penstock.loaders.beton import PAGE_SIZE, BetonSource
 from penstock.loaders.convert import convert, main
 from penstock.loaders.decode import decode_rgb, encode_jpeg
@@ -162,9 +164,14 @@ def test_the_same_bytes_whatever_the_number_of_workers(broken: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("suffix", ["beton", "tar"])
-def test_a_broken_image_stops_and_leaves_nothing(broken: Path, tmp_path: Path, suffix: str) -> None:
+def test_a_broken_image_stops_and_leaves_no_shard(broken: Path, tmp_path: Path, suffix: str) -> None:
     out = tmp_path / "out"
     with pytest.raises(UserError, match=r"04\.jpg.*--on-error skip"):
+        convert(folder(broken), out / f"x.{suffix}", progress=False)
+    assert names(out) == [f".x.{suffix}.journal", f".x.{suffix}.partial"]  # two images, to go on from
+    first = sorted(broken.rglob("*.jpg"))[0]
+    first.write_text("no image either")
+    with pytest.raises(UserError, match=first.name):
         convert(folder(broken), out / f"x.{suffix}", progress=False)
     assert names(out) == []
 
@@ -183,13 +190,54 @@ def test_skipped_images_are_counted_and_listed(broken: Path, tmp_path: Path, suf
     assert [shard.encoded(i) for i in range(18)] == [source.encoded(i) for i in kept]
 
 
-def test_a_scan_cut_short_is_found_though_headers_and_end_are_whole(photos: Path, tmp_path: Path) -> None:
+def test_a_scan_cut_short_under_a_whole_end_is_found_by_decoding(photos: Path, tmp_path: Path) -> None:
+    """On conversion with `check="decode"`, else when it is read: named either way, never grey pixels in silence."""
     victim = sorted(photos.rglob("*.jpg"))[0]
     data = victim.read_bytes()
     victim.write_bytes(data[: len(data) // 2] + b"\xff\xd9")
     with pytest.raises(UserError, match=f"{victim.name}: cannot decode this image"):
-        convert(folder(photos), tmp_path / "x.beton", progress=False)
+        convert(folder(photos), tmp_path / "x.beton", check="decode", progress=False)
     assert not (tmp_path / "x.beton").exists()
+    convert(folder(photos), tmp_path / "x.beton", progress=False)
+    with pytest.raises(UserError, match=r"x\.beton\[0\]: cannot decode this image"):
+        BetonSource(tmp_path / "x.beton").decode(0)
+
+
+def damaged(jpeg: bytes, kind: str) -> bytes:
+    half = len(jpeg) // 2
+    return {
+        "cut short": jpeg[:half],
+        "cut by a byte": jpeg[:-1],
+        "another one after a cut": jpeg[:half] + jpeg,
+        "a hole": jpeg[: half - 300] + bytes(600) + jpeg[half + 300 :],
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["cut short", "cut by a byte", "another one after a cut", "a hole"])
+def test_a_quick_check_hands_what_is_odd_to_the_decoder(tmp_path: Path, kind: str) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    whole = encode_jpeg(image, 90)
+    assert jpeg_check.looks_whole(whole)
+    for options in ({"progressive": True}, {"optimize": True}, {"restart_marker_blocks": 2}, {"comment": b"\xff\xd9"}):
+        data = io.BytesIO()
+        Image.fromarray(image).save(data, "JPEG", **options)
+        assert jpeg_check.looks_whole(data.getvalue()), options
+    assert not jpeg_check.looks_whole(damaged(whole, kind))
+    assert not jpeg_check.looks_whole(whole[:-1] + b"\xe0")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.jpg").write_bytes(damaged(whole, kind))
+    try:
+        report = convert(folder(tmp_path / "set"), tmp_path / "x.beton", progress=False)
+    except UserError:
+        return
+    assert report.untouched == 0 or kind == "a hole"  # the decoder may live with it
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff\xd8", b"\xff\xd8\xff\xd9", b"\xff\xd8\xff\xe0\xff", b"\xff" * 100, bytes(100)]
+)
+def test_a_stub_of_a_jpeg_does_not_look_whole(data: bytes) -> None:
+    assert not jpeg_check.looks_whole(data)
 
 
 def test_a_set_without_one_whole_image_is_refused(tmp_path: Path) -> None:
@@ -221,11 +269,12 @@ def test_a_failure_in_the_middle_keeps_the_old_shard(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert_module, "write_sidecar", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(convert_module, "beside", interrupted)
         convert(folder(photos), path, encoding="raw", overwrite=True, progress=False)
-    assert path.read_bytes() == before and names(tmp_path / "out") == files
-    BetonSource(path)
+    assert path.read_bytes() == before and len(BetonSource(path)) == 20
+    convert(folder(photos), path, encoding="raw", overwrite=True, progress=False)
+    assert names(tmp_path / "out") == files and BetonSource(path).storage == "raw"
 
 
 def test_work_runs_only_a_bounded_way_ahead_of_the_writer(tmp_path: Path) -> None:
@@ -254,6 +303,11 @@ def test_work_runs_only_a_bounded_way_ahead_of_the_writer(tmp_path: Path) -> Non
         ({"quality": 0}, "--quality 0"),
         ({"max_side": 0}, "--max-side 0"),
         ({"short_side": -1}, "--short-side -1"),
+        ({"check": "no"}, "--check 'no'"),
+        ({"part": "0/3"}, "--part '0/3'"),
+        ({"part": "4/3"}, "--part '4/3'"),
+        ({"part": "half"}, "--part 'half'"),
+        ({"part": "1/21"}, "--part 1/21: the source has 20 images"),
         ({"on_error": "ignore"}, "--on-error 'ignore'"),
         ({"format": "zip"}, "--format 'zip'"),
         ({"format": "webdataset"}, "give it such a name"),
@@ -320,12 +374,25 @@ def test_inspect_sees_a_changed_label(photos: Path, tmp_path: Path, capsys: pyte
     assert "CHANGED" in capsys.readouterr().out
 
 
-def test_an_empty_call_says_what_is_needed() -> None:
-    with pytest.raises(UserError, match="SRC DST"):
-        main([])
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "SRC DST"),
+        (["src"], "SRC DST"),
+        (["--join", "x.beton", "src"], "--join takes a file and --overwrite only: leave SRC out"),
+        (["--join", "x.beton", "--quality", "50", "--part", "1/2"], "leave --part, --quality out"),
+        (["--verify", "x.beton", "--overwrite"], "--verify takes a file and --workers only: leave --overwrite out"),
+        (["--inspect", "x.beton", "--workers", "2"], "--inspect takes a file only: leave --workers out"),
+        (["--verify", "x.beton", "--join", "x.beton"], "leave --verify out"),
+    ],
+)
+def test_options_that_do_not_go_together_are_one_clear_line(arguments: list[str], says: str) -> None:
+    with pytest.raises(UserError, match=re.escape(says)) as error:
+        main(arguments)
+    assert "\n" not in str(error.value)
 
 
-def test_ctrl_c_leaves_no_file(tmp_path: Path) -> None:
+def test_ctrl_c_leaves_no_shard_but_what_to_go_on_from(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (1400, 1400, 3), np.uint8)
     (tmp_path / "set").mkdir()
     data = io.BytesIO()
@@ -339,11 +406,12 @@ def test_ctrl_c_leaves_no_file(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen([*command, "--encoding", "jpeg"], stderr=subprocess.PIPE, text=True)
     signal.signal(signal.SIGINT, before)
-    wait_until(lambda: bool(names(out)))
+    wait_until(lambda: (out / ".x.tar.journal").exists() and (out / ".x.tar.journal").read_bytes().count(b"\n") > 3)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "penstock: interrupted" in errors and "Traceback" not in errors
-    assert names(out) == []
+    assert "the same command goes on from there" in errors
+    assert names(out) == [".x.tar.journal", ".x.tar.partial"]
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
 import pickle
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from penstock.errors import BrokenImage, UserError
+from penstock.loaders import wds_index
 from penstock.loaders.convert import convert
 from penstock.loaders.decode import encode_jpeg, encode_png
 from penstock.loaders.sidecar import sidecar_path
@@ -175,3 +177,73 @@ def test_a_tar_cut_short_is_refused(tar: Path) -> None:
     tar.write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match="cut short"):
         WebDatasetSource(tar)
+
+
+def test_headers_are_tarfiles_own(tmp_path: Path) -> None:
+    """But for the checksum, which stands where tarfile puts the owner's names."""
+    convert(ImageArrays(IMAGES, [0] * 12, ["a"], "x"), tmp_path / "x.tar", progress=False)
+    data = (tmp_path / "x.tar").read_bytes()
+    with tarfile.open(tmp_path / "x.tar") as archive:
+        for member in archive:
+            assert member.uname == ("crc32" if member.name.endswith("png") else "")
+            made = tarfile.TarInfo(member.name)
+            made.size, made.uname, made.gname = member.size, member.uname, member.gname
+            assert data[member.offset : member.offset_data] == made.tobuf(tarfile.USTAR_FORMAT)
+
+
+def contents(path: Path) -> list[tuple[int, bytes]]:
+    """Each image's label and pixels. Raises UserError, of which BrokenImage is one."""
+    source = WebDatasetSource(path)
+    try:
+        return [(int(source.labels[i]), source.decode(i).tobytes()) for i in range(len(source))]
+    finally:
+        source.close()
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".idx", ".tar.json"])
+def test_a_flipped_bit_never_changes_an_image_or_a_label_in_silence(tar: Path, suffix: str) -> None:
+    """It is refused, names the image, or does no harm; in any of the three files."""
+    path, expected = tar.with_name(f"pets{suffix}"), contents(tar)
+    data, refused = bytearray(path.read_bytes()), 0
+    positions = range(0, len(data), 1 + len(data) // 500)
+    for position in positions:
+        data[position] ^= 4
+        path.write_bytes(data)
+        try:
+            assert contents(tar) == expected, position
+        except UserError:
+            refused += 1
+        data[position] ^= 4
+    assert refused > len(positions) // 8
+
+
+def test_an_index_that_was_changed_without_a_sidecar_to_tell(tar: Path) -> None:
+    sidecar_path(tar).unlink()
+    path, expected = index_path(tar), contents(tar)
+    data = bytearray(path.read_bytes())
+    for position in range(0, len(data), 7):
+        data[position] ^= 1
+        path.write_bytes(data)
+        with contextlib.suppress(UserError):
+            assert contents(tar) == expected, position
+        data[position] ^= 1
+
+
+@pytest.mark.parametrize("block", [1, 40, 1000, 1 << 20])
+@pytest.mark.parametrize("end", ["\n", ""])
+def test_the_index_is_read_as_a_plain_split_reads_it(monkeypatch: pytest.MonkeyPatch, block: int, end: str) -> None:
+    rng = np.random.default_rng(0)
+    lines = []
+    for i in range(200):
+        parts = [f"JPG {rng.integers(10 ** rng.integers(1, 18))} {rng.integers(10**6)} {i}.JPG", f"cls 512 1 {i}.cls"]
+        parts.append(f"segmentation.mask {i} {i} x")
+        lines.append(" ".join(parts[k] for k in rng.permutation(3)))
+    words = [line.split() for line in lines]
+    expected = [[(int(w[k + 1]), int(w[k + 2])) for k in (0, 4, 8) if w[k] == "JPG"] for w in words]
+    monkeypatch.setattr(wds_index, "BLOCK", block)
+    index = ("v1.2 200\n" + "\n".join(lines) + end).encode()
+    offsets, sizes = wds_index.component(index, ("png", "jpg"), "image")
+    assert [[pair] for pair in zip(offsets.tolist(), sizes.tolist(), strict=True)] == expected
+    for damaged in (index.replace(b"200", b"201"), index.replace(b"200", b"199", 1), index.replace(b" ", b"  ", 9)):
+        with pytest.raises(ValueError, match="its index"):
+            wds_index.component(damaged, ("png", "jpg"), "image")

@@ -1,0 +1,195 @@
+"""A shard in the making. A kill leaves it so that the same command goes on from there.
+
+    .NAME.beton.partial    the shard so far, each image where it will stay; renamed when whole
+    .NAME.beton.journal    a JSON line of what is being converted, then one for each image done
+
+A file that only grows and a journal, rather than finished parts to be joined at the end: nothing is written twice,
+no room is needed for a second copy, only the images in flight are lost, and a run that was interrupted gives the same
+bytes as one that was not. An entry of the journal is believed only while the bytes at its place have its checksum, so
+it does not matter what a crash left of the two files.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import FileIO
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from penstock.errors import UserError
+from penstock.loaders.in_order import in_order
+from penstock.loaders.shard import Entry, Place, ShardWriter, checksum
+
+CHECKED_AT_ONCE = 64  # images a task
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A broken image left out: its position in the source, and what `BrokenImage` says of it."""
+
+    number: int
+    location: str
+    reason: str
+
+
+Outcome = Entry | Skipped  # of one image
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line of the journal: an image, where its bytes should lie (None for a skipped one), where the line ends."""
+
+    outcome: Outcome
+    place: Place | None
+    end: int
+
+
+@contextmanager
+def unfinished(shard: Path, identity: dict[str, Any]) -> Iterator[Unfinished]:
+    """Begin a shard, or go on with one of the same identity; it is left for the next try unless it is published.
+
+    Raises:
+        UserError: another process is at it, or it cannot be written.
+    """
+    try:
+        shard.parent.mkdir(parents=True, exist_ok=True)
+        work = Unfinished(shard, identity)
+        try:
+            yield work
+        finally:
+            work.close()
+    except OSError as error:  # the source's own are BrokenImage by now
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"{shard}: cannot be written ({reason}): name another place, or put that right and run it again"
+        ) from error
+
+
+class Unfinished:
+    """The two files of a shard in the making, locked.
+
+    Attributes:
+        data: the shard so far, opened for reading and writing.
+        done: images stored in it.
+        other: whether what was found there was of another identity, and so was dropped.
+    """
+
+    def __init__(self, shard: Path, identity: dict[str, Any]) -> None:
+        self.shard, self.done = shard, 0
+        self._data_path, self._journal_path = (shard.with_name(f".{shard.name}.{x}") for x in ("partial", "journal"))
+        self._journal = _locked(self._journal_path, shard)
+        self.data: BinaryIO = open(os.open(self._data_path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")  # noqa: SIM115
+        first, wanted = self._journal.readline(), json.dumps(identity).encode() + b"\n"
+        self.other = bool(first) and first != wanted
+        self._keep = first == wanted  # until it is known to be of no use
+        if first != wanted:
+            self._journal.truncate(0)
+            self._journal.seek(0)
+            self._journal.write(wanted)
+
+    def resume(self, writer: ShardWriter, numbers: range, workers: int) -> Iterator[Outcome]:
+        """Place the images that an earlier run left whole, the first of `numbers`, and cut off what follows them."""
+        end = self._journal.tell()
+        plan = type(writer)(self.data, writer.capacity)  # runs ahead of the check
+        for lines in in_order(self._whole, _batches(self._lines(plan, numbers), CHECKED_AT_ONCE), workers):
+            for line in lines:
+                if isinstance(line.outcome, Entry):
+                    writer.place(line.outcome)
+                    self.done += 1
+                end = line.end
+                yield line.outcome
+            if len(lines) < CHECKED_AT_ONCE:
+                break
+        self._journal.truncate(end)
+        self._journal.seek(end)
+        self.data.truncate(writer.position)
+        self._keep = self.done > 0
+
+    def _lines(self, plan: ShardWriter, numbers: range) -> Iterator[_Line]:
+        """What the journal says, up to a line that is torn or not the next image's."""
+        with open(self._journal_path, "rb") as journal:
+            end = len(journal.readline())
+            for text, number in zip(journal, numbers, strict=False):
+                end += len(text)
+                try:
+                    read = json.loads(text)
+                    outcome = Entry(**read) if "kind" in read else Skipped(**read)
+                    place = plan.place(outcome) if isinstance(outcome, Entry) else None
+                except (ValueError, TypeError, KeyError, OverflowError):
+                    return
+                if outcome.number != number or not text.endswith(b"\n"):
+                    return
+                yield _Line(outcome, place, end)
+
+    def _whole(self, lines: list[_Line]) -> list[_Line]:
+        """The lines up to the first whose image is not what lies at its place."""
+        for count, line in enumerate(lines):
+            if isinstance(line.outcome, Entry) and not self._lies_there(line.outcome, line.place):
+                return lines[:count]
+        return lines
+
+    def _lies_there(self, entry: Entry, place: Place | None) -> bool:
+        assert place is not None
+        start, before, after = place
+        data = os.pread(self.data.fileno(), len(before) + entry.length + len(after), start)
+        image = data[len(before) : len(before) + entry.length]
+        return data == before + image + after and checksum(image, entry.label) == entry.checksum
+
+    def note(self, outcome: Outcome) -> None:
+        """Enter an image in the journal."""
+        if isinstance(outcome, Entry):
+            self.done += 1
+            self._keep = True
+        self._journal.write(json.dumps(vars(outcome)).encode() + b"\n")
+
+    def publish(self, beside: dict[Path, bytes]) -> None:
+        """The files beside the shard, then the shard itself, appear under their names, whole."""
+        temporary = {path.with_name(f".{path.name}.partial"): path for path in beside}
+        try:
+            for partial, path in temporary.items():
+                partial.write_bytes(beside[path])
+            self.data.flush()
+            os.fsync(self.data.fileno())
+            for partial, path in temporary.items():
+                partial.replace(path)
+        finally:
+            for partial in temporary:
+                partial.unlink(missing_ok=True)
+        self._data_path.replace(self.shard)
+        self._keep = False
+
+    def close(self) -> None:
+        """Let go of both files, and remove them where there is nothing to go on with."""
+        try:
+            self.data.close()
+        finally:
+            if not self._keep:
+                self._data_path.unlink(missing_ok=True)
+                self._journal_path.unlink(missing_ok=True)
+            self._journal.close()
+
+
+def _locked(journal: Path, shard: Path) -> FileIO:
+    """Open a journal, unbuffered: of an image noted nothing is lost. Raises UserError while another process has it."""
+    file = open(os.open(journal, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.fstat(file.fileno()).st_nlink:
+            raise BlockingIOError("who had it finished, and removed it, a moment ago")
+    except BlockingIOError as error:
+        file.close()
+        raise UserError(f"{shard}: another process is writing it: wait for that one, or name another place") from error
+    except OSError:
+        pass  # a file system without locks
+    return file
+
+
+def _batches(items: Iterator[_Line], size: int) -> Iterator[list[_Line]]:
+    while batch := list(islice(items, size)):
+        yield batch
