@@ -280,7 +280,7 @@ def _draw_view(laws, key, epoch, index, view, height, width, opcode, parameters,
         c0, c1, c2 = np.uint64(index[n]), np.uint64(index[n]) >> np.uint64(32), np.uint64(epoch)
         o, end, k = 0, -1, 0
         while o < len(laws):
-            kind, members = np.int64(laws[o, KIND]), np.int64(laws[o, MEMBERS])
+            kind, members = np.int64(laws[o, KIND]), int(laws[o, MEMBERS])
             stream = np.uint64((view << 24) | (kind << 16) | (np.int64(laws[o, OCCURRENCE]) << 8))
             gate, order, seed_low, seed_high = philox(key, c0, c1, c2, stream | GATE)
             if members > 0:  # go to the member picked, and from there past the last

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.augment.fused_cpu.fixed import high, less, lift
+from penstock.augment.fused_cpu.fixed import HALF, high, less, lift, lifted, settle
 from penstock.augment.fused_cpu.memory import borrow
 from penstock.augment.jit import njit
 from penstock.augment.rows import Interpolation
@@ -27,8 +27,8 @@ STRIP = 16  # output rows that are transposed at once
 ONE = 32768  # a weight of 1
 NEGATIVE = 49152  # weights from here up stand for themselves less 65536
 MANY = 32  # taps, from which on roundings in 16 bits would add up to too much
-HALF, BITS = np.uint16(64), np.uint16(7)  # half a level, and the bits below the point, of a sum
-B1, B2, B3 = np.uint32(8), np.uint32(16), np.uint32(24)
+WORD = np.uint32(16)
+W1, W2, W3 = np.uint64(16), np.uint64(32), np.uint64(48)
 # A cubic's sums are MARGIN levels too high, so that what undershoots stays positive, and at the end in 1/64 of a level.
 MARGIN = 128
 FINAL_HALF, FINAL_ZERO, FINAL_BITS, FULL = np.uint16(32), np.uint16(64 * MARGIN), np.uint16(6), np.uint16(255)
@@ -57,9 +57,9 @@ class Scratch(NamedTuple):
 
     taps: Taps
     sums: NDArray[np.uint16]  # [3 · longest]
-    strip: NDArray[np.uint8]  # [STRIP · 3 · longest]
-    packed: NDArray[np.uint32]  # [4 · 3 · longest]
-    turned: NDArray[np.uint32]  # [3 · longest · size / 4], size rounded up to whole strips
+    strip: NDArray[np.uint16]  # [STRIP · 3 · longest]
+    packed: NDArray[np.uint64]  # [4 · 3 · longest]
+    turned: NDArray[np.uint64]  # [3 · longest · size / 4], size rounded up to whole strips
 
 
 def allocate(size: int, longest: int) -> Scratch:
@@ -75,9 +75,9 @@ def allocate(size: int, longest: int) -> Scratch:
     return Scratch(
         taps=taps,
         sums=np.empty(3 * max(longest, size), np.uint16),
-        strip=np.empty(STRIP * 3 * longest, np.uint8),
-        packed=np.empty(4 * 3 * longest, np.uint32),
-        turned=np.empty(3 * longest * pitch // 4, np.uint32),
+        strip=np.empty(STRIP * 3 * longest, np.uint16),
+        packed=np.empty(4 * 3 * longest, np.uint64),
+        turned=np.empty(3 * longest * pitch // 4, np.uint64),
     )
 
 
@@ -106,8 +106,23 @@ def _kernel(t, cubic, a):  # type: ignore[no-untyped-def]
 
 
 @njit
+def _fill_two(taps, length, size):  # type: ignore[no-untyped-def]
+    """`fill_taps` for a triangle that does not shrink the image: the two nearest pixels, at most."""
+    scale = length / size
+    for i in range(size):
+        place = min(max((i + 0.5) * scale - 0.5, 0.0), length - 1.0)
+        first = int(place)
+        second = int((place - first) * ONE + 0.5)
+        taps.first[i], taps.used[i] = first, 2
+        taps.weight[i, 0], taps.weight[i, 1] = np.uint16(ONE - second), np.uint16(second)
+        taps.weight[i, 2], taps.weight[i, 3] = 0, 0
+
+
+@njit
 def fill_taps(taps, length, size, how, antialias):  # type: ignore[no-untyped-def]
     """Set `taps` to resize `length` pixels to `size`; how: an `Interpolation`."""
+    if how == BILINEAR and length <= size:
+        return _fill_two(taps, length, size)
     scale = length / size
     stretch = max(scale, 1.0) if antialias else 1.0
     cubic, a = how == BICUBIC, -0.5 if antialias else -0.75
@@ -156,8 +171,7 @@ def _two(lines, begin, i, taps, out, row):  # type: ignore[no-untyped-def]
     a, b = lines[first, begin:end], lines[min(first + 1, last), begin:end]
     target = out[row]
     for j in range(len(target)):
-        total = np.uint16(high(lift(a[j]), u) + high(lift(b[j]), v) + HALF)
-        target[j] = np.uint8(total >> BITS)
+        settle(np.uint16(high(lifted(a[j]), u) + high(lifted(b[j]), v) + HALF), target, j)
 
 
 @njit
@@ -167,8 +181,7 @@ def _three(lines, begin, i, taps, out, row):  # type: ignore[no-untyped-def]
     a, b = lines[first, begin:end], lines[first + 1, begin:end]
     c, target = lines[first + 2, begin:end], out[row]
     for j in range(len(target)):
-        total = np.uint16(high(lift(a[j]), u) + high(lift(b[j]), v) + high(lift(c[j]), w) + HALF)
-        target[j] = np.uint8(total >> BITS)
+        settle(np.uint16(high(lifted(a[j]), u) + high(lifted(b[j]), v) + high(lifted(c[j]), w) + HALF), target, j)
 
 
 @njit
@@ -178,7 +191,7 @@ def _add_four(lines, begin, i, k, taps, sums):  # type: ignore[no-untyped-def]
     a, b = lines[first, begin:end], lines[min(first + 1, last), begin:end]
     c, d = lines[min(first + 2, last), begin:end], lines[min(first + 3, last), begin:end]
     for j in range(len(a)):
-        more = high(lift(a[j]), t) + high(lift(b[j]), u) + high(lift(c[j]), v) + high(lift(d[j]), w)
+        more = high(lifted(a[j]), t) + high(lifted(b[j]), u) + high(lifted(c[j]), v) + high(lifted(d[j]), w)
         sums[j] = np.uint16(sums[j] + more)
 
 
@@ -192,12 +205,12 @@ def _fill(line, value):  # type: ignore[no-untyped-def]
 def _round(sums, out, row):  # type: ignore[no-untyped-def]
     target = out[row]
     for j in range(len(target)):
-        target[j] = np.uint8(sums[j] >> BITS)
+        settle(sums[j], target, j)
 
 
 @njit
 def _resample(lines, begin, taps, at, sums, out):  # type: ignore[no-untyped-def]
-    """out [R, n] = output lines at, at + 1, ... of lines[:, begin : begin + n]; bytes.
+    """out [R, n] = output lines at, at + 1, ... of lines[:, begin : begin + n]; bytes or lifted levels, either way.
 
     Two and three taps, the most frequent, are written out, so that no sum leaves its register.
     """
@@ -217,14 +230,14 @@ def _resample(lines, begin, taps, at, sums, out):  # type: ignore[no-untyped-def
 
 @njit
 def _pack(a, b, c, d, packed):  # type: ignore[no-untyped-def]
-    """Four rows of bytes as one of four-byte words."""
+    """Four rows of 16 bits as one of 64."""
     for j in range(len(packed)):
-        packed[j] = np.uint32(a[j]) | np.uint32(b[j]) << B1 | np.uint32(c[j]) << B2 | np.uint32(d[j]) << B3
+        packed[j] = np.uint64(a[j]) | np.uint64(b[j]) << W1 | np.uint64(c[j]) << W2 | np.uint64(d[j]) << W3
 
 
 @njit
 def _transpose(strip, packed, turned, at):  # type: ignore[no-untyped-def]
-    """turned[:, at : at+4] = the transposed strip; uint8 [16, n] into words of four bytes [n, S/4]."""
+    """turned[:, at : at+4] = the transposed strip; uint16 [16, n] into words of four of them [n, S/4]."""
     for group in range(4):
         row = 4 * group
         _pack(strip[row], strip[row + 1], strip[row + 2], strip[row + 3], packed[group])
@@ -236,7 +249,10 @@ def _transpose(strip, packed, turned, at):  # type: ignore[no-untyped-def]
 
 @njit
 def _resize_bilinear(image, box, how, antialias, scratch, planes):  # type: ignore[no-untyped-def]
-    """Vertically in strips that are transposed at once, then horizontally."""
+    """Vertically in strips that are transposed at once, then horizontally; between them levels keep 16 bits.
+
+    Rounded to bytes there, one pixel in eight would end a level off, and strong jitter makes five of it.
+    """
     top, left, height, width = box
     size, taps = planes.shape[1], scratch.taps
     pitch = (size + STRIP - 1) // STRIP * STRIP
@@ -249,7 +265,7 @@ def _resize_bilinear(image, box, how, antialias, scratch, planes):  # type: igno
         _resample(rows, left * 3, taps, y, scratch.sums, strip[: min(STRIP, size - y)])
         _transpose(strip, packed, turned, y // 4)
 
-    columns = turned.view(np.uint8).reshape((width, 3 * pitch))
+    columns = turned.view(np.uint16).reshape((width, 3 * pitch))
     fill_taps(taps, width, size, how, antialias)
     for x in range(0, size, STRIP):
         for channel in range(3):
@@ -294,7 +310,7 @@ def _add_wide(lines, begin, i, k, taps, wide):  # type: ignore[no-untyped-def]
 def _narrow(wide, out, row):  # type: ignore[no-untyped-def]
     target = out[row]
     for j in range(len(target)):
-        target[j] = np.uint16(wide[j] >> B2)
+        target[j] = np.uint16(wide[j] >> WORD)
 
 
 @njit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from penstock.augment.fused_gpu.numbers import bound, level, luma, nearest, philox, reciprocal, whole
+from penstock.augment.fused_gpu.numbers import bound, clamp, level, luma, nearest, philox, reciprocal, whole
 
 NORMAL = tl.constexpr(0)  # where the table of constants holds the normal distribution (constants.py)
 
@@ -61,25 +61,35 @@ def twelfth_bits(dividend, divisor):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def shift_hsv(r, g, b, hue_shift, saturation_shift, value_shift):  # type: ignore[no-untyped-def]
+def towards_zero(x):  # type: ignore[no-untyped-def]
+    """x without its fraction, of either sign: for scalars, whose conversions cost nothing."""
+    return x.to(tl.int32).to(tl.float32)
+
+
+@triton.jit
+def shift_hsv(r, g, b, x, size, hue_shift, saturation_shift, value_shift):  # type: ignore[no-untyped-def]
     """Albumentations' shift of OpenCV's 8-bit HSV, whose hue counts units of 2 degrees: 0 … 179.
 
-    In fixed point, as OpenCV's: a unit of hue is up to 8 levels of a channel.
+    There and back in OpenCV's arithmetic, as a unit of hue is up to 8 levels of a channel, in fixed point one way.
+    Albumentations rounds the shift of the hue down and the others towards zero. OpenCV truncates what comes out, but
+    rounds the size mod 32 pixels at a row's end, which do not fill a vector of AVX2. x: upright, int32 [1, X].
     """
     high = tl.maximum(tl.maximum(r, g), b)
     chroma = high - tl.minimum(tl.minimum(r, g), b)
-    saturation = (chroma.to(tl.int32) * twelfth_bits(255.0, high) + 2048) >> 12
+    saturation = ((chroma.to(tl.int32) * twelfth_bits(255.0, high) + 2048) >> 12).to(tl.float32)
     sixth = tl.where(high == g, b - r + 2.0 * chroma, r - g + 4.0 * chroma)
     sixth = tl.where(high == r, g - b, sixth).to(tl.int32)
     hue = (sixth * twelfth_bits(30.0, chroma) + 2048) >> 12
     hue = tl.where(hue < 0, hue + 180, hue).to(tl.float32)
-    hue = hue + hue_shift  # by less than a turn
-    hue = tl.floor(tl.where(hue < 0, hue + 180.0, tl.where(hue >= 180.0, hue - 180.0, hue)))
+    turn = tl.floor(hue_shift)
+    hue = hue + (turn - 180.0 * tl.floor(turn / 180.0))
+    hue = tl.where(hue >= 180.0, hue - 180.0, hue) * (6.0 / 180.0)
     # A grey pixel keeps its saturation of 0, so that it stays grey.
-    saturation = tl.where(saturation == 0, 0.0, nearest(saturation.to(tl.float32) + saturation_shift))
-    value_out = nearest(high + value_shift)
-    r, g, b = from_hue(hue / 30.0, value_out, value_out * saturation / 255.0)
-    return nearest(r), nearest(g), nearest(b)
+    saturation = tl.where(saturation == 0, 0.0, clamp(saturation + towards_zero(saturation_shift)))
+    value = clamp(high + towards_zero(value_shift)) * (1.0 / 255.0)
+    r, g, b = from_hue(hue, 1.0, saturation * (1.0 / 255.0))
+    bias = tl.where(x < size - size % 32, 0.0, 0.5)
+    return whole(value * r * 255.0 + bias), whole(value * g * 255.0 + bias), whole(value * b * 255.0 + bias)
 
 
 @triton.jit

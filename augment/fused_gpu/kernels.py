@@ -127,7 +127,8 @@ def run_rich(r, g, b, x, y, slot, opcode, value, size, constants):  # type: igno
     elif opcode == CHANNEL_SHUFFLE:
         r, g, b = pick(r, g, b, value), pick(r, g, b, second), pick(r, g, b, third)
     elif opcode == HSV_SHIFT:
-        r, g, b = shift_hsv(r, g, b, value, second, third)
+        if (value != 0) | (second != 0) | (third != 0):  # otherwise not even the rounding of a round trip
+            r, g, b = shift_hsv(r, g, b, x, size, value, second, third)
     elif opcode == COARSE_DROPOUT:
         holes, height, width = value.to(tl.int32), second.to(tl.int32), third.to(tl.int32)
         r, g, b = punch(r, g, b, x, y, size, holes, height, width, fourth, key_0, key_1)
