@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from penstock.augment.fused_cpu.finish import write_image, write_planes
 from penstock.augment.fused_cpu.memory import borrow
-from penstock.augment.fused_cpu.program import CROP, NONE, load_image, run_program
-from penstock.augment.fused_cpu.resample import allocate, borrow_scratch
+from penstock.augment.fused_cpu.program import CROP, NONE, run_program
+from penstock.augment.fused_cpu.resample import allocate, borrow_scratch, resize_crop
 from penstock.augment.jit import njit
 from penstock.augment.pixels import Pixels
 from penstock.augment.recipe import Recipe
-from penstock.augment.rows import Opcode, Rows
+from penstock.augment.rows import PARAMETERS, Opcode, Rows
 
 NATIVE = frozenset(Opcode) - {Opcode.NONE, Opcode.ALBUMENTATIONS}
 # How a tensor's elements are handed to compiled code that only copies their bits.
@@ -70,13 +70,15 @@ def _run(data, offset, height, width, opcode, parameters, seed, table, scratch, 
     """Every view of every image but rows that begin with NONE; planes, spare uint8 [3, S, S]."""
     data, opcode, parameters, seed = borrow(data), borrow(opcode), borrow(parameters), borrow(seed)
     scratch, planes, spare = borrow_scratch(scratch), borrow(planes), borrow(spare)
+    whole = np.zeros(PARAMETERS, np.float32)
+    whole[2:4] = planes.shape[1]
     for n in range(len(offset)):
         image = data[offset[n] : offset[n] + height[n] * width[n] * 3].reshape((height[n], width[n], 3))
         for view in range(opcode.shape[0]):
             if opcode[view, n, 0] == NONE:
                 continue
             if opcode[view, n, 0] != CROP:
-                load_image(image, planes)
+                resize_crop(image, whole, scratch, planes)  # to the same size: exact, and faster than a plain loop
             finished, left_right, up_down = run_program(
                 image, opcode[view, n], parameters[view, n], seed[view, n], scratch, planes, spare
             )
@@ -172,5 +174,7 @@ def run_slots(
     """
     out = np.empty(size * size * 3, np.uint8)
     rows = Rows(opcode=opcode[None, None], parameters=parameters[None, None], seed=seed[None, None])
-    _launch(Pixels.from_images([image]), rows, IDENTITY, size, _target(out, out.size, out.size))
+    height, width = (np.array([side]) for side in image.shape[:2])
+    pixels = Pixels(data=image.reshape(-1), offset=np.zeros(1, np.int64), height=height, width=width)
+    _launch(pixels, rows, IDENTITY, size, _target(out, out.size, out.size))
     return out.reshape(size, size, 3)

@@ -23,15 +23,6 @@ COARSE_DROPOUT, GAUSSIAN_NOISE = int(Opcode.COARSE_DROPOUT), int(Opcode.GAUSSIAN
 
 
 @njit
-def load_image(image, planes):  # type: ignore[no-untyped-def]
-    """planes [3, S, S] = image [S, S, 3], transposed."""
-    for channel in range(3):
-        for x in range(image.shape[1]):
-            for y in range(image.shape[0]):
-                planes[channel, x, y] = image[y, x, channel]
-
-
-@njit
 def _flip(planes, left_right, up_down):  # type: ignore[no-untyped-def]
     """Carry out flips that were only counted so far, in place."""
     size = planes.shape[1]
