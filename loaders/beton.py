@@ -129,7 +129,12 @@ class BetonSource(Source):
         self._read_tables()
         self.lengths = self._lengths()
         self._check_images()
-        self.sidecar = read_sidecar(self.path, length=len(self._file), header_sha256=_sha256(self._front))
+        self.sidecar = read_sidecar(
+            self.path,
+            length=len(self._file),
+            header_sha256=_sha256(self._front),
+            index_sha256=self.index_sha256,
+        )
         self._unchecked = np.full(len(self._rows), self.checksums)
         self.storage = {(JPEG,): "jpeg", (RAW,): "raw"}.get(tuple(np.unique(self.images["mode"])), "mixed")
         self.name = self.sidecar.provenance.source if self.sidecar else self.path.stem

@@ -74,7 +74,7 @@ def convert(
         format: `beton` or `webdataset`; None takes it from the destination's suffix.
         encoding, quality, max_side, short_side, check: as in `Encoding`.
         part: `3/8` writes the third of eight parts under a name of its own; see `loaders/parts.py`.
-        workers: threads; None takes every CPU this process may use.
+        workers: threads, at least one; None takes every CPU this process may use.
         on_error: `stop` at the first broken image, or `skip` it and list it in the sidecar.
         overwrite: replace a shard of that name.
         progress: show a bar on standard error.
@@ -85,6 +85,7 @@ def convert(
     """
     how = Encoding(encoding=encoding, quality=quality, max_side=max_side, short_side=short_side, check=check)
     how.validate()
+    threads = _threads(workers)
     if on_error not in ON_ERROR:
         raise UserError(f"--on-error {on_error!r} is not known: choose one of {', '.join(ON_ERROR)}")
     shard, chosen = resolve_format(Path(destination), format), Part.parse(part) if part else None
@@ -96,7 +97,7 @@ def convert(
     identity = made | {"classes": list(source.classes)}
     with unfinished(shard, identity) as work, bar(shard.name, len(numbers), disable=not progress) as shown:
         writer = WRITERS[shard.suffix](work.data, len(numbers))
-        conversion = _Conversion(source, how, numbers, workers or available_cpus(), work, writer, shown)
+        conversion = _Conversion(source, how, numbers, threads, work, writer, shown)
         conversion.run(on_error)
         record = writer.finish()
         provenance = Provenance(**made, **conversion.tally.fields())
@@ -109,6 +110,15 @@ def convert(
         seconds=time.perf_counter() - begin,
         **conversion.tally.fields(),
     )
+
+
+def _threads(workers: int | None) -> int:
+    """How many: as given, or one for each CPU. Raises UserError."""
+    if workers is None:
+        return available_cpus()
+    if workers < 1:
+        raise UserError(f"--workers {workers}: at least one thread must do the work")
+    return workers
 
 
 def _made(source: Source, how: Encoding, part: Part | None) -> dict[str, Any]:
@@ -222,10 +232,10 @@ def main(arguments: list[str] | None = None) -> int:
     config = tyro.cli(Config, args=arguments, description=__doc__)
     _check_alone(config)
     if config.inspect:
-        Console().print(describe(open_shard(config.inspect)))
+        Console().print(describe(open_shard(config.inspect, keep_index=False)))
         return 0
     if config.verify:
-        return _verify(config.verify, config.workers or available_cpus())
+        return _verify(config.verify, _threads(config.workers))
     report = join(config.join, overwrite=config.overwrite) if config.join else _convert(config)
     for broken in report.skipped:
         print(f"skipped {broken['location']}: {broken['reason']}")
@@ -261,10 +271,12 @@ def _convert(config: Config) -> Report:
 
 
 def _verify(spec: str, workers: int) -> int:
-    """Say how many images are whole; returns the exit code."""
+    """Say how many images are whole, leaving nothing behind; returns the exit code."""
     from penstock.loaders.sources import open_source
 
-    source = open_source(spec)
+    path = Path(spec).expanduser()
+    is_shard = path.is_file() and path.suffix in WRITERS
+    source = open_shard(path, keep_index=False) if is_shard else open_source(spec)
     broken = verify(source, workers=workers)
     changed = isinstance(source, Shard) and tables_changed(source)
     print(f"{spec}: {len(source) - len(broken)} of {len(source)} images are whole")

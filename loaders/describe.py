@@ -37,7 +37,9 @@ def _contents(shard: Shard) -> Iterator[tuple[str, str]]:
     else:
         measured = np.linspace(0, len(shard) - 1, min(len(shard), 1000)).astype(int)
         height, width = np.array([image_size(shard.encoded(i), shard.location(i)) for i in measured.tolist()]).T
-        yield "format", f"tar with {index_path(shard.path).name}; DALI and the webdataset package open it"
+        index = index_path(shard.path)
+        beside = f"with {index.name}" if index.exists() else "without an index"
+        yield "format", f"tar {beside}; DALI and the webdataset package open it"
     yield "checksums", "one for each image: --verify tests them" if shard.checksums else "none"
     yield "classes", f"{len(shard.classes)}: {_some(shard.classes)}" if len(labelled) else "none: unlabelled"
     yield "file", f"{shard.path.stat().st_size / 1e6:.1f} MB"

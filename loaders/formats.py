@@ -27,9 +27,11 @@ def resolve_format(destination: Path, format: str | None) -> Path:
     return destination
 
 
-def open_shard(path: Path) -> Shard:
-    """Open a shard by its suffix. Raises UserError."""
-    return BetonSource(path) if resolve_format(path, None).suffix == ".beton" else WebDatasetSource(path)
+def open_shard(path: Path, *, keep_index: bool = True) -> Shard:
+    """Open a shard by its suffix; `keep_index`: see `WebDatasetSource`. Raises UserError."""
+    if resolve_format(path, None).suffix == ".beton":
+        return BetonSource(path)
+    return WebDatasetSource(path, keep_index=keep_index)
 
 
 def tables_changed(shard: Shard) -> bool:

@@ -35,7 +35,7 @@ class Entry:
 
 
 def checksum(data: bytes | memoryview, label: int) -> int:
-    """CRC-32 of the label (64 bits, little-endian) and the bytes: 0.1 ms for a photograph, without the GIL."""
+    """CRC-32 of the label (64 bits, little-endian) and the bytes; fast beside decoding, and without the GIL."""
     return zlib.crc32(data, zlib.crc32(label.to_bytes(8, "little", signed=True)))
 
 

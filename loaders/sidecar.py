@@ -7,6 +7,7 @@ when it was written for that very file, which its record of the shard's length a
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,27 +63,41 @@ def sidecar_path(shard: Path) -> Path:
     return shard.with_name(shard.name + ".json")
 
 
+def partial_path(path: Path) -> Path:
+    """What a file beside a shard is called until the shard itself is there."""
+    return path.with_name(f".{path.name}.partial")
+
+
 def sidecar_bytes(sidecar: Sidecar) -> bytes:
     """The file's content."""
     return (json.dumps(asdict(sidecar), indent=1) + "\n").encode()
 
 
-def read_sidecar(shard: Path, *, length: int, header_sha256: str) -> Sidecar | None:
+def read_sidecar(shard: Path, *, length: int, header_sha256: str, index_sha256: Callable[[], str]) -> Sidecar | None:
     """The sidecar of `shard`, or None where there is none.
+
+    A conversion killed as it put its files in place leaves one under its partial name, beside the old shard or the
+    new one. Which of them is there, the tables' digest tells: old and new may be alike in length and header.
 
     Raises:
         UserError: it cannot be read, or was written for another file.
     """
     path = sidecar_path(shard)
+    killed = not path.exists()
+    path = partial_path(path) if killed else path
     if not path.exists():
         return None
     try:
         read = json.loads(path.read_text())
         provenance = Provenance(**read["provenance"])
         sidecar = Sidecar(**(read | {"classes": tuple(read["classes"]), "provenance": provenance}))
-        written_for = (sidecar.shard["bytes"], sidecar.shard["header_sha256"])
+        fits = (sidecar.shard["bytes"], sidecar.shard["header_sha256"]) == (length, header_sha256)
+        fits = fits and (not killed or sidecar.shard["index_sha256"] == index_sha256())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not readable ({error!r}): remove it to go on without class names") from error
-    if written_for != (length, header_sha256):
+    if not fits and killed:
+        again = f"run it again with --overwrite, or remove {path} to go on without class names"
+        raise UserError(f"{shard}: the conversion that was to replace it was interrupted: {again}")
+    if not fits:
         raise UserError(f"{path}: belongs to another file than {shard}, or {shard} is cut short: convert it again")
     return sidecar

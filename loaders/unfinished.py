@@ -15,7 +15,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from itertools import islice
@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 from penstock.errors import UserError
 from penstock.loaders.in_order import in_order
 from penstock.loaders.shard import Entry, Place, ShardWriter, checksum
+from penstock.loaders.sidecar import partial_path
 
 CHECKED_AT_ONCE = 64  # images a task
 
@@ -149,30 +150,40 @@ class Unfinished:
         self._journal.write(json.dumps(vars(outcome)).encode() + b"\n")
 
     def publish(self, beside: dict[Path, bytes]) -> None:
-        """The files beside the shard, then the shard itself, appear under their names, whole."""
-        temporary = {path.with_name(f".{path.name}.partial"): path for path in beside}
+        """The shard, then the files beside it, appear under their names, whole and on the disk.
+
+        What lies beside an old shard goes first, so that neither shard is ever seen with the other's files. A kill in
+        between leaves the new ones under their partial names, by which `read_sidecar` knows what happened.
+        """
+        partial = {path: partial_path(path) for path in beside}
         try:
-            for partial, path in temporary.items():
-                partial.write_bytes(beside[path])
+            for path, temporary in partial.items():
+                _write(temporary, beside[path])
             self.data.flush()
             os.fsync(self.data.fileno())
-            for partial, path in temporary.items():
-                partial.replace(path)
-        finally:
-            for partial in temporary:
-                partial.unlink(missing_ok=True)
+        except BaseException:
+            for temporary in partial.values():
+                temporary.unlink(missing_ok=True)
+            raise
+        for path in partial:
+            path.unlink(missing_ok=True)
+        _sync(self.shard.parent)
         self._data_path.replace(self.shard)
         self._keep = False
+        _sync(self.shard.parent)
+        for path, temporary in partial.items():
+            temporary.replace(path)
+        _sync(self.shard.parent)
 
     def close(self) -> None:
         """Let go of both files, and remove them where there is nothing to go on with."""
-        try:
-            self.data.close()
-        finally:
-            if not self._keep:
-                self._data_path.unlink(missing_ok=True)
-                self._journal_path.unlink(missing_ok=True)
-            self._journal.close()
+        with self._journal:  # the lock, so it is closed last
+            try:
+                self.data.close()
+            finally:
+                if not self._keep:
+                    self._data_path.unlink(missing_ok=True)
+                    self._journal_path.unlink(missing_ok=True)
 
 
 def _locked(journal: Path, shard: Path) -> FileIO:
@@ -188,6 +199,24 @@ def _locked(journal: Path, shard: Path) -> FileIO:
     except OSError:
         pass  # a file system without locks
     return file
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file, and wait until it is on the disk."""
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk, so that a crash of the machine keeps their order too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system that cannot do this with a folder
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _batches(items: Iterator[_Line], size: int) -> Iterator[list[_Line]]:

@@ -96,31 +96,45 @@ class WebDatasetSource(Source):
         offsets, lengths: int64 [N], where each image's bytes lie.
         sidecar: class names and provenance, or None (a tar made elsewhere).
 
+    Args:
+        path: the tar.
+        keep_index: whether an index that had to be made is written beside the tar, for the next time.
+
     Raises:
-        UserError: no such tar, or the index does not fit it.
+        UserError: no such tar, it is cut short, or the index does not fit it.
     """
 
     storage = "webdataset"
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, keep_index: bool = True) -> None:
         self.path = Path(path)
         self._file = _map(self.path)
-        index = self._index()
+        index = self._index(keep_index)
         self._index_sha256 = hashlib.sha256(index).hexdigest()
         self.offsets, self.lengths = self._component(index, IMAGE_EXTENSIONS, "image")
-        sidecar = read_sidecar(self.path, length=len(self._file), header_sha256=self._index_sha256)
+        sidecar = read_sidecar(
+            self.path,
+            length=len(self._file),
+            header_sha256=self._index_sha256,
+            index_sha256=self.index_sha256,
+        )
         self.labels = self._labels(index, sidecar.labels if sidecar else None)
         self.sidecar = replace(sidecar, labels=None) if sidecar else None  # a list takes several times the memory
         self.name = self.sidecar.provenance.source if self.sidecar else self.path.stem
         self._unchecked = np.full(len(self.labels), True)
         self.classes = self._classes()
 
-    def _index(self) -> bytes:
+    def _index(self, keep: bool) -> bytes:
+        """The index beside the tar, or one made from the tar."""
         path = index_path(self.path)
-        if not path.exists():
-            LOG.warning("%s: no index beside it; reading it through once to make %s", self.path, path.name)
-            write_index(self.path, path)
-        return path.read_bytes()
+        if path.exists():
+            return path.read_bytes()
+        purpose = f" to make {path.name}" if keep else ""
+        LOG.warning("%s: no index beside it; reading it through once%s", self.path, purpose)
+        index = make_index(self.path)
+        if keep:
+            write_index(path, index)
+        return index
 
     def _component(
         self, index: bytes, extensions: tuple[str, ...], what: str
@@ -216,8 +230,12 @@ class WebDatasetSource(Source):
         self._file.close()
 
 
-def write_index(tar: Path, index: Path) -> None:
-    """Make the index of a tar, as `wds2idx` does: regular files, grouped by the name up to the first dot."""
+def make_index(tar: Path) -> bytes:
+    """The index of a tar, as `wds2idx` makes it: regular files, grouped by the name up to the first dot.
+
+    Raises:
+        UserError: it is no tar, or not a whole one.
+    """
     samples: dict[str, list[str]] = {}
     try:
         with tarfile.open(tar, "r:") as archive:
@@ -228,15 +246,41 @@ def write_index(tar: Path, index: Path) -> None:
                     component = f"{extension} {member.offset_data} {member.size} {member.name}"
                     samples.setdefault(f"{folder}/{stem}", []).append(component)
                 archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
+            _check_end(tar, archive.offset)
     except tarfile.TarError as error:
-        raise UserError(f"{tar}: not an uncompressed tar ({error}): unpack or copy it again") from error
+        raise UserError(f"{tar}: not a whole, uncompressed tar ({error}): unpack or copy it again") from error
     lines = "".join(" ".join(components) + "\n" for components in samples.values())
-    temporary = index.with_name(f".{index.name}.{os.getpid()}.tmp")
+    return f"{wds_index.VERSION} {len(samples)}\n{lines}".encode(errors="surrogateescape")
+
+
+def _check_end(tar: Path, end: int) -> None:
+    """Hold that two blocks of zeros follow the last file, which ends at byte `end`.
+
+    tarfile takes any end between two files, and any damaged header, for the archive's. Raises UserError.
+    """
+    with open(tar, "rb") as file:
+        file.seek(end)
+        found = file.read(2 * BLOCK)
+    if found == bytes(2 * BLOCK):
+        return
+    reason = f"{tar}: cut short or damaged, for no end of the archive is marked at byte {end}: copy it again"
+    if not any(found):
+        reason += f"; if it is known to be whole, `truncate -s +{2 * BLOCK} {tar}` marks its end"
+    raise UserError(reason)
+
+
+def write_index(path: Path, index: bytes) -> None:
+    """Put the index beside its tar, whole. Raises UserError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(f"{wds_index.VERSION} {len(samples)}\n{lines}")
-        temporary.replace(index)
+        try:
+            temporary.write_bytes(index)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"{index}: cannot be written ({error.strerror}): make it with `wds2idx {tar}`") from error
+        advice = f"make it with `wds2idx {path.with_suffix('.tar')}`"
+        raise UserError(f"{path}: cannot be written ({error.strerror}): {advice}") from error
 
 
 def _map(path: Path) -> mmap.mmap:

@@ -309,6 +309,8 @@ def test_work_runs_only_a_bounded_way_ahead_of_the_writer(tmp_path: Path) -> Non
         ({"part": "half"}, "--part 'half'"),
         ({"part": "1/21"}, "--part 1/21: the source has 20 images"),
         ({"on_error": "ignore"}, "--on-error 'ignore'"),
+        ({"workers": 0}, "--workers 0: at least one"),
+        ({"workers": -1}, "--workers -1: at least one"),
         ({"format": "zip"}, "--format 'zip'"),
         ({"format": "webdataset"}, "give it such a name"),
     ],

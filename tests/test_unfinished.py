@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,7 +20,9 @@ from penstock.errors import UserError
 from penstock.loaders import convert as convert_module
 from penstock.loaders.convert import convert
 from penstock.loaders.decode import encode_jpeg
+from penstock.loaders.formats import open_shard
 from penstock.loaders.shard import ShardWriter
+from penstock.loaders.sources.arrays import ImageArrays
 from penstock.loaders.sources.folder import ImageFolder
 from penstock.loaders.unfinished import unfinished
 from penstock.loaders.webdataset import index_path
@@ -232,6 +236,68 @@ def test_nothing_appears_before_all_is_written(
     whole = convert(photos, tmp_path / "whole.beton", on_error="skip", progress=False)
     report = convert(photos, tmp_path / "x.beton", on_error="skip", progress=False)
     assert report.kept == COUNT - 1 and content(report.path) == content(whole.path)
+
+
+def opened(shard: Path) -> tuple[str, tuple[str, ...], list[int]]:
+    """What a shard says it holds, every image read against its checksum."""
+    source = open_shard(shard)
+    for i in range(len(source)):
+        source.decode(i)
+    return source.name, source.classes, source.labels.tolist()
+
+
+@pytest.mark.parametrize(("suffix", "count"), [(".beton", 6), (".beton", 5), (".tar", 5)])
+def test_an_overwrite_killed_at_any_point_leaves_the_old_the_new_or_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, count: int
+) -> None:
+    """Killed before each step by which a file comes or goes; run again, it is the new one.
+
+    Of as many images, the new .beton has the old one's length and header: only the tables tell them apart.
+    """
+    images = np.random.default_rng(0).integers(0, 256, (6, 10, 14, 3), np.uint8)
+    old = ImageArrays(images, [0, 1] * 3, ["cat", "dog"], "old")
+    new = ImageArrays(images[:count], ([1, 2] * 3)[:count], ["ant", "bee", "cow"], "new")
+    whole = [(each.name, each.classes, each.labels.tolist()) for each in (old, new)]
+    found = []
+    for step in range(100):
+        shard = tmp_path / str(step) / f"x{suffix}"
+        convert(old, shard, progress=False)
+        with monkeypatch.context() as patch:
+            killed_at(patch, step)
+            try:
+                convert(new, shard, overwrite=True, progress=False)
+                finished = True
+            except Killed:
+                finished = False
+        try:
+            content = opened(shard)
+            assert content in whole
+            found.append(content[0])
+        except UserError as error:
+            assert "run it again with --overwrite" in str(error)
+            found.append("a word")
+        if finished:
+            break
+        convert(new, shard, overwrite=True, progress=False)
+        assert opened(shard)[0] == "new"
+        assert not [path for path in shard.parent.iterdir() if path.name.startswith(".")]
+    assert list(dict.fromkeys(found)) == ["old", "a word", "new"]
+
+
+def killed_at(patch: pytest.MonkeyPatch, step: int) -> None:
+    """Die before the step-th time that a file is renamed, removed or synchronised, and do nothing of the kind after."""
+    steps = itertools.count()
+
+    def dying(original: Callable[..., None]) -> Callable[..., None]:
+        def stand_in(*arguments: object, **options: object) -> None:
+            if next(steps) >= step:
+                raise Killed
+            original(*arguments, **options)
+
+        return stand_in
+
+    for owner, name in ((Path, "replace"), (Path, "unlink"), (os, "fsync")):
+        patch.setattr(owner, name, dying(getattr(owner, name)))
 
 
 def test_a_real_kill(photos: ImageFolder, tmp_path: Path) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from penstock.errors import UserError
 from penstock.loaders.convert import convert, main
 from penstock.loaders.decode import encode_jpeg
 from penstock.loaders.formats import open_shard
 from penstock.loaders.sidecar import sidecar_path
 from penstock.loaders.sources.folder import ImageFolder
 from penstock.loaders.verify import verify
+from penstock.loaders.webdataset import BLOCK, index_path
 
 both_formats = pytest.mark.parametrize("suffix", [".beton", ".tar"])
 
@@ -96,6 +99,36 @@ def test_without_a_sidecar(shard: Path, capsys: pytest.CaptureFixture[str]) -> N
     change(shard, 9, at=-50, to=b"\x55")
     code, printed = run(capsys, shard)
     assert code == 2 and "29 of 30" in printed and "[9]" in printed
+
+
+@pytest.mark.parametrize("suffix", [".tar"])
+@pytest.mark.parametrize("mode", ["--verify", "--inspect"])
+def test_looking_at_a_tar_leaves_nothing_beside_it(shard: Path, mode: str) -> None:
+    sidecar_path(shard).unlink()
+    index_path(shard).unlink()
+    before = sorted(shard.parent.iterdir())
+    assert main([mode, str(shard)]) == 0
+    assert sorted(shard.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize("suffix", [".tar"])
+def test_a_tar_cut_between_two_images_is_not_whole(shard: Path) -> None:
+    """With neither index nor sidecar to tell."""
+    opened = open_shard(shard)
+    end = opened.start(15) - BLOCK
+    sidecar_path(shard).unlink()
+    index_path(shard).unlink()
+    os.truncate(shard, end)
+    before = sorted(shard.parent.iterdir())
+    with pytest.raises(UserError, match="cut short or damaged"):
+        main(["--verify", str(shard)])
+    assert sorted(shard.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize("workers", ["0", "-2"])
+def test_no_workers_is_one_clear_line(photos: Path, workers: str) -> None:
+    with pytest.raises(UserError, match=f"--workers {workers}: at least one"):
+        main(["--verify", str(photos), "--workers", workers])
 
 
 def test_a_folder_can_be_verified_too(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import io
 import pickle
+import re
+import shlex
+import subprocess
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +24,7 @@ from penstock.loaders.decode import encode_jpeg, encode_png
 from penstock.loaders.sidecar import sidecar_path
 from penstock.loaders.sources.arrays import ImageArrays
 from penstock.loaders.sources.folder import ImageFolder
-from penstock.loaders.webdataset import WebDatasetSource, index_path
+from penstock.loaders.webdataset import BLOCK, WebDatasetSource, index_path
 
 needs_dali = pytest.mark.skipif(importlib.util.find_spec("nvidia.dali") is None, reason="DALI is not installed")
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 10, 14, 3), np.uint8)
@@ -150,7 +154,7 @@ def test_an_image_cut_short_is_named(tmp_path: Path) -> None:
     ("tar_bytes", "index", "says"),
     [
         (b"", None, "empty"),
-        (b"no tar at all" * 100, None, "not an uncompressed tar"),
+        (b"no tar at all" * 100, None, "not a whole, uncompressed tar"),
         (bytes(4096), b"v1.1 1\n", "its index starts with"),
         (bytes(4096), b"v1.2 0\n", "its index starts with"),
         (bytes(4096), b"v1.2 1\njpg 512 9 a.jpg cls 1536", "same components"),
@@ -177,6 +181,58 @@ def test_a_tar_cut_short_is_refused(tar: Path) -> None:
     tar.write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match="cut short"):
         WebDatasetSource(tar)
+
+
+@pytest.fixture
+def bare(tar: Path) -> Path:
+    """A tar without index and sidecar."""
+    index_path(tar).unlink()
+    sidecar_path(tar).unlink()
+    return tar
+
+
+def test_a_tar_without_index_is_refused_wherever_it_is_cut(bare: Path) -> None:
+    data = bare.read_bytes()
+    for end in range(1, len(data), 97):
+        bare.write_bytes(data[:end])
+        with pytest.raises(UserError, match=r"pets\.tar: (not a whole|cut short)"):
+            WebDatasetSource(bare)
+    assert list(bare.parent.iterdir()) == [bare]
+
+
+def test_a_tar_that_ends_with_its_last_file_tells_how_to_mark_its_end(bare: Path) -> None:
+    data = bare.read_bytes()
+    bare.write_bytes(data[: -2 * BLOCK])
+    with pytest.raises(UserError, match="known to be whole") as error:
+        WebDatasetSource(bare)
+    advice = re.search("`(.*?)`", str(error.value))
+    assert advice is not None and "\n" not in str(error.value)
+    subprocess.run(shlex.split(advice[1]), check=True)
+    assert bare.read_bytes() == data and len(WebDatasetSource(bare)) == 12
+    bare.write_bytes(data[: -3 * BLOCK] + b"x" * 100)  # but not to one that ends within a header
+    index_path(bare).unlink()
+    with pytest.raises(UserError, match=r"copy it again$"):
+        WebDatasetSource(bare)
+
+
+def test_a_damaged_header_is_no_end(bare: Path) -> None:
+    with tarfile.open(bare) as archive:
+        place = archive.getmembers()[8].offset
+    data = bytearray(bare.read_bytes())
+    data[place] ^= 4
+    bare.write_bytes(data)
+    with pytest.raises(UserError, match=f"byte {place}: copy it again$"):
+        WebDatasetSource(bare)
+
+
+def test_an_index_that_cannot_be_written_leaves_nothing(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, _: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(UserError, match=r"pets\.idx: cannot be written \(No space left.*wds2idx .*pets\.tar"):
+        WebDatasetSource(bare)
+    assert list(bare.parent.iterdir()) == [bare]
 
 
 def test_headers_are_tarfiles_own(tmp_path: Path) -> None:
