@@ -40,8 +40,10 @@ def _package() -> ModuleType:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks the network for a newer release
     try:
         import albumentations
+        import cv2
     except ImportError as error:
         raise MissingExtra("albumentations", "albumentations") from error
+    cv2.setNumThreads(1)  # the loader's threads are as many as there may be
     return albumentations
 
 
@@ -143,7 +145,7 @@ def apply(image: Image, opcode: Opcode, parameters: NDArray[np.float32], seed: i
     return _functions()[opcode](image, parameters.tolist())
 
 
-# Transforms hold their random state, and loaders run several threads: each builds its own, once (80 µs).
+# Transforms hold their random state, and loaders run several threads: each builds its own, once.
 _built = threading.local()
 
 

@@ -42,10 +42,12 @@ from penstock.augment.operations import (
 from penstock.augment.philox import below, philox, unit
 from penstock.augment.recipe import Recipe, View
 from penstock.augment.rows import PARAMETERS, Opcode, Rows
+from penstock.errors import UserError
 
 # How an operation is drawn. From LAWS on: one slot of opcode `kind - LAWS`, its parameters uniform in their ranges.
 CHOICE, RESIZED_CROP, CENTER_CROP, FLIP_EITHER, JITTER, BLUR, NOISE, SHUFFLE, LAWS = range(9)
 CROP_TRIES = 10
+OCCURRENCES = 256  # of a kind of operation, for which a stream's name has room
 GATE = np.uint64(0)  # the block of an operation's stream that says whether it applies; its values are in those after it
 
 _CROP, _BRIGHTNESS, _BLUR, _NOISE, _SHUFFLE, _HORIZONTAL, _VERTICAL = (
@@ -155,6 +157,8 @@ def _table(view: View, foreign: tuple[Albumentations, ...]) -> tuple[NDArray[np.
     laws, slots = _laws(view, foreign)
     seen = Counter[int]()
     table = np.zeros((len(laws), COLUMNS))
+    if max(Counter(law.kind for law in laws).values()) > OCCURRENCES:
+        raise UserError(f"a view can hold an operation at most {OCCURRENCES} times, choices written out")
     for line, law in zip(table, laws, strict=True):
         line[:LOW] = law.kind, seen[law.kind], law.members, law.p
         seen[law.kind] += 1

@@ -35,6 +35,7 @@ from penstock.errors import UserError
 
 BACK_ENDS = ("reference", "fused_cpu", "fused_gpu", "albumentations", "dali")
 EXECUTORS = ("auto", *BACK_ENDS)
+NEVER = frozenset({Opcode.CROP, Opcode.ALBUMENTATIONS})  # the crop begins every row; the other goes there in any case
 
 
 class BackEnd(Protocol):
@@ -135,6 +136,8 @@ def choose_executor(
     """
     if name not in EXECUTORS:
         raise UserError(f"--executor {name!r} is not known: choose one of {', '.join(EXECUTORS)}")
+    if name == "fused_gpu" and not find_spec("triton"):
+        raise UserError("--executor fused_gpu needs Triton: pip install triton, or use --executor fused_cpu")
     if name == "auto":
         name = "fused_gpu" if torch.device(device).type == "cuda" and find_spec("triton") else "fused_cpu"
     for operation in recipe.foreign:
@@ -151,15 +154,23 @@ def _mask(opcodes: frozenset[Opcode]) -> NDArray[np.bool_]:
     return mask
 
 
+def split_names(listed: str) -> tuple[str, ...]:
+    """The names in `clahe,solarize`."""
+    return tuple(name.strip() for name in listed.split(",") if name.strip())
+
+
 def fallback_opcodes(names: Iterable[str]) -> frozenset[Opcode]:
     """The opcodes of operations named as in a recipe or as in a row, in any case.
 
     Raises:
         UserError: no operation has that name, or it is the crop, which has no fallback.
     """
-    known = {opcode.name.lower(): frozenset({opcode}) for opcode in Opcode if opcode > Opcode.CROP}
-    known |= {name.lower(): kind.opcodes for name, kind in OPERATIONS.items() if kind.opcodes - {Opcode.CROP}}
+    of_rows = {o.name.lower(): frozenset({o}) for o in Opcode if Opcode.CROP < o < Opcode.ALBUMENTATIONS}
+    known = of_rows | {name.lower(): kind.opcodes for name, kind in OPERATIONS.items() if not kind.opcodes & NEVER}
     for name in names:
         if name.lower() not in known:
-            raise UserError(f"--fallback {name!r} is not an operation: choose among {', '.join(sorted(known))}")
+            raise UserError(
+                f"--fallback {name!r} is not an operation that can: choose among {', '.join(sorted(of_rows))}, or a"
+                " recipe's own names, such as ColorJitter"
+            )
     return frozenset[Opcode]().union(*(known[name.lower()] for name in names))

@@ -14,9 +14,8 @@ import numpy as np
 from penstock.augment.jit import njit
 from penstock.augment.philox import below, philox
 
-LEVELS = (
-    4096  # of the normal distribution, each as likely: noise is rounded to grey levels, so finer ones would not show
-)
+# Values of the normal distribution, equally likely: noise is rounded to grey levels, so finer ones would not show
+LEVELS = 4096
 NORMAL = np.array([NormalDist().inv_cdf((i + 0.5) / LEVELS) for i in range(LEVELS)], np.float32)
 ZERO = np.uint64(0)
 

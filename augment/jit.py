@@ -29,9 +29,10 @@ def cache_folder() -> str:
     folder = home / f"numba-{key}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a read-only home: compile once per boot instead of failing
-        folder = Path(tempfile.gettempdir()) / f"penstock-{os.getuid()}" / folder.name
-        folder.mkdir(parents=True, exist_ok=True)
+    except (
+        OSError
+    ):  # a read-only home: compile for this process alone. numba unpickles what it finds, so no shared name
+        return tempfile.mkdtemp(prefix="penstock-")
     return str(folder)
 
 

@@ -40,6 +40,8 @@ class Operation:
 
     def __post_init__(self) -> None:
         for spec in fields(self):
+            if spec.type == "bool" and not isinstance(getattr(self, spec.name), bool):
+                raise UserError(f"{type(self).__name__}: {spec.name} must be true or false")
             limits = (0.0, 1.0) if spec.name == "p" else self.limits.get(spec.name)
             if limits is not None:
                 _check(type(self).__name__, spec, getattr(self, spec.name), limits)
@@ -283,11 +285,22 @@ class Albumentations(Operation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        pairs = tuple(sorted((name, hashable(value)) for name, value in dict(self.arguments).items()))
+        arguments = self.arguments if isinstance(self.arguments, Mapping | tuple) else None
+        if not isinstance(self.transform, str) or arguments is None or not all(map(_is_name, dict(arguments))):
+            raise UserError(
+                "Albumentations: transform must be a class's name, and arguments a mapping of names to values"
+            )
+        pairs = tuple(sorted((name, hashable(value)) for name, value in dict(arguments).items()))
+        if any(isinstance(value, Mapping) for _, value in pairs):
+            raise UserError(f"Albumentations {self.transform}: an argument cannot be a mapping")
         object.__setattr__(self, "arguments", pairs)
 
     def __str__(self) -> str:
         return f"Albumentations {self.transform}(p {show(self.p)})"
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def hashable(value: Any) -> Any:
@@ -303,8 +316,8 @@ class RandomChoice(Operation):
     times: int = 1
 
     def __post_init__(self) -> None:
-        if not self.operations or self.times < 1:
-            raise UserError("RandomChoice: name at least one operation, and times of 1 or more")
+        if not self.operations or not _is(int, self.times) or not 1 <= self.times <= 16:
+            raise UserError("RandomChoice: name at least one operation, and times from 1 to 16")
         for member in self.operations:
             if isinstance(member, RandomChoice | ByEpoch) or (member and Opcode.CROP in member.opcodes):
                 raise UserError(f"RandomChoice: {type(member).__name__} cannot be one of its operations")
@@ -327,6 +340,10 @@ class ByEpoch(Operation):
 
     def __post_init__(self) -> None:
         starts = [start for start, _ in self.stages]
+        if not _is(int, self.of):
+            raise UserError(f"ByEpoch: of must be a number of epochs, not {self.of!r}")
+        if any(stage is None or isinstance(stage, ByEpoch) for _, stage in self.stages):
+            raise UserError("ByEpoch: a stage is one operation, and neither None nor another ByEpoch")
         if not starts or starts[0] != 0 or starts != sorted(set(starts)) or starts[-1] >= self.of:
             raise UserError(
                 f"ByEpoch: stages start at epochs {starts} of {self.of}: they begin at 0, rise, and end before"

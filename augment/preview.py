@@ -31,7 +31,7 @@ from PIL import Image, ImageOps
 from tyro.conf import DisallowNone, Positional
 
 from penstock.augment.draw import draw
-from penstock.augment.executors import BACK_ENDS, choose_executor
+from penstock.augment.executors import BACK_ENDS, choose_executor, fallback_opcodes, split_names
 from penstock.augment.pixels import Pixels
 from penstock.augment.recipe import Recipe
 from penstock.augment.recipes import load_recipe
@@ -61,7 +61,7 @@ class Config:
     """Whose values, and whose strength where it depends on the epoch; counted from 0."""
     executors: tuple[str, ...] = ()
     """Executors to hold against the reference; if not given, all that can run here."""
-    fallback: tuple[str, ...] = ()
+    fallback: str = ""
     """Operations to send to Albumentations, such as clahe."""
     out: Path = Path("preview.png")
     """The picture to write."""
@@ -119,6 +119,8 @@ def read_image(path: Path) -> NDArray[np.uint8]:
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except Image.UnidentifiedImageError as error:
         raise UserError(f"{path}: is not an image; name a JPEG or PNG file") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path}: is too large for an image; name one of fewer pixels") from error
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three on damaged files
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise UserError(f"{path}: cannot be read ({reason}); name a JPEG or PNG file") from error
@@ -159,7 +161,8 @@ def levels(out: torch.Tensor, recipe: Recipe) -> NDArray[np.uint8]:
 
 def make_strips(config: Config, pixels: Pixels, rows: Rows, recipe: Recipe) -> tuple[list[Strip], dict[str, str]]:
     """The reference's strip and those of the others; and why an executor that was not asked for cannot run."""
-    strips, absent = [make_strip(ORACLE, pixels, rows, recipe, config.fallback)], {}
+    fallback_opcodes(split_names(config.fallback))  # a wrong name is no executor's fault
+    strips, absent = [make_strip(ORACLE, pixels, rows, recipe, ())], {}
     for name in config.executors or BACK_ENDS:
         if name == ORACLE:
             continue
@@ -167,7 +170,7 @@ def make_strips(config: Config, pixels: Pixels, rows: Rows, recipe: Recipe) -> t
             absent[name] = "slow without a GPU, in Triton's interpreter: --executors fused_gpu runs it all the same"
             continue
         try:
-            strips.append(make_strip(name, pixels, rows, recipe, config.fallback))
+            strips.append(make_strip(name, pixels, rows, recipe, split_names(config.fallback)))
         except (UserError, ImportError) as error:
             if config.executors:
                 raise UserError(f"--executors {name}: {error}") from error

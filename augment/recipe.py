@@ -6,6 +6,7 @@ moco-cifar: 2 views of 32 px: RandomResizedCrop(scale .08-1) > HorizontalFlip(p 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -41,8 +42,8 @@ class View:
             raise UserError("a view's operations begin with its one crop: RandomResizedCrop or CenterCrop")
         if not isinstance(self.size, int) or self.size < SMALLEST:
             raise UserError(f"views of {self.size} pixels are too small: --size {SMALLEST} is the least")
-        if not isinstance(self.count, int) or self.count < 1:
-            raise UserError(f"a view's count is {self.count!r}: it must be 1 or more")
+        if not isinstance(self.count, int) or not 1 <= self.count <= 64:
+            raise UserError(f"a view's count is {self.count!r}: it must be a number from 1 to 64")
 
     def __str__(self) -> str:
         many = f"{self.count} views" if self.count > 1 else "a view"
@@ -73,10 +74,12 @@ class Recipe:
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not isinstance(self.about, str):
+            raise UserError(f"a recipe's name and about are texts, not {self.name!r} and {self.about!r}")
         if not self.views:
             raise UserError(f"recipe {self.name}: it makes no views: give it at least one")
         for what, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != 3 or not all(isinstance(value, int | float) for value in values):
+            if not isinstance(values, tuple) or len(values) != 3 or not all(map(_is_finite, values)):
                 raise UserError(f"recipe {self.name}: {what} must be three numbers, not {values!r}")
         if min(self.std) <= 0:
             raise UserError(f"recipe {self.name}: std is {self.std}: each channel's must be more than 0")
@@ -150,6 +153,10 @@ def leaves(operation: Operation | None) -> list[Operation]:
         case ByEpoch(stages=stages):
             return [leaf for _, stage in stages for leaf in leaves(stage)]
     return [operation]
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _puts(operation: Operation, opcode: Opcode) -> bool:

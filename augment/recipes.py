@@ -209,7 +209,7 @@ def _read(path: Path) -> Recipe:
         return parse_recipe(yaml.safe_load(path.read_text()))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -252,6 +252,8 @@ def _parse_operation(entry: Any) -> Any:
     if entry is None or entry == "None":
         return None
     name, values = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else (entry, {})
+    if not isinstance(name, str):
+        raise UserError(f"an operation is written as NAME or {{NAME: {{field: value}}}}, not {entry!r}")
     if name not in OPERATIONS:
         raise UserError(
             f"unknown operation {name!r}: choose one of {', '.join(OPERATIONS)}; or another of Albumentations' as"
@@ -269,7 +271,7 @@ def _parse_operation(entry: Any) -> Any:
 
 def _interpolation(name: Any) -> Interpolation:
     known = {how.name.lower(): how for how in Interpolation}
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise UserError(f"interpolation {name!r} is not known: choose one of {', '.join(known)}")
     return known[name]
 

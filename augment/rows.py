@@ -20,7 +20,7 @@ Grey levels are 0 … 255.
 | CHANNEL_SHUFFLE | the source channel (0, 1, 2) of red, of green, of blue | |
 | HSV_SHIFT | hue in units of 2 degrees (a turn is 180); saturation, value in levels | |
 | COARSE_DROPOUT | holes; height, width of a hole in pixels, at most S; fill level | corners (`fields.hole`) |
-| GAUSSIAN_NOISE | sigma in levels | one normal value per pixel and channel (`fields.noise`) |
+| GAUSSIAN_NOISE | sigma in levels | one normal value per pixel and channel (`fields.normal`) |
 | ALBUMENTATIONS | which of the recipe's `foreign` transforms | through `set_random_seed` |
 """
 

@@ -22,7 +22,7 @@ if __name__ == "__main__":  # run by path: see the package, not this folder (who
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -72,8 +72,8 @@ class Config:
     """Photographs: a folder, or another set that train.py takes; if not given, embedded ones of 500×375 pixels."""
     cifar: str | None = None
     """Images for the chains of small views, such as cifar10; if not given, the photographs, scaled to 32×32."""
-    images: int = 16
-    """Photographs; of small images, 32 times as many."""
+    images: int = 32
+    """Photographs; of small images, 8 times as many."""
     size: int | None = None
     """Side of the views in pixels; if not given, 224 for operations and the recipe's own for chains."""
     threads: tuple[int, ...] = (1, 2)
@@ -96,6 +96,9 @@ class Config:
 
 def check(config: Config) -> None:
     """Refuse what cannot work before anything takes time."""
+    for name in ("operations", "threads"):
+        if not getattr(config, name):
+            raise UserError(f"--{name}: it takes at least one value, or leave it out")
     for name in config.operations:
         if name.startswith(CHAIN):
             chain_recipe(name, config.size or 0)
@@ -110,6 +113,8 @@ def check(config: Config) -> None:
         if value is not None and np.min(value) < lowest:
             raise UserError(f"--{name} {value}: it takes at least {lowest}")
     for path in (config.json, config.plot):
+        if path and path.is_dir():
+            raise UserError(f"{path}: this is a folder; name a file in it")
         if path and not path.resolve().parent.is_dir():
             raise UserError(f"{path}: there is no folder {path.resolve().parent}; create it, or name another file")
     if config.plot and config.plot.suffix not in (".png", ".svg", ".pdf"):
@@ -134,7 +139,7 @@ def _photograph(number: int) -> Bytes:
 
 def small_images(config: Config, photos: list[Bytes]) -> list[Bytes]:
     """Decoded images of 32×32 pixels, or what the set `--cifar` holds."""
-    wanted = 32 * config.images
+    wanted = 8 * config.images
     if config.cifar is not None:
         return _read(config.cifar, wanted)
     scaled = [np.array(Image.fromarray(photo).resize((SMALL, SMALL), Image.Resampling.BOX)) for photo in photos]
@@ -213,7 +218,8 @@ def results(cases: list[Case], speeds: dict[str, float]) -> list[dict[str, Any]]
 
 def _result(case: Case, contender: Contender, speeds: dict[str, float]) -> dict[str, Any]:
     time, baseline = median(contender.times), case.baseline
-    alone = next(each for each in case.contenders if each.executor == contender.executor and each.threads == 1)
+    ran = (each for each in case.contenders if each.times)
+    alone = next((each for each in ran if each.executor == contender.executor and each.threads == 1), None)
     floor = contender.bytes / speeds[f"{contender.device}-{contender.threads}"] * 1e6
     return {
         "executor": contender.executor,
@@ -224,7 +230,7 @@ def _result(case: Case, contender: Contender, speeds: dict[str, float]) -> dict[
         "views_per_s": 1e6 / time,
         "ratio": median(baseline.times) / time if baseline else None,
         "baseline": baseline.executor if baseline else None,
-        "scaling": median(alone.times) / time if contender.threads > 1 else None,
+        "scaling": median(alone.times) / time if alone and contender.threads > 1 else None,
         "bytes_per_view": contender.bytes,
         "floor_us": floor,
         "over_floor": time / floor,
@@ -341,6 +347,17 @@ def _kernel_line(kernels: dict[str, Any]) -> str:
     )
 
 
+def save(path: Path, write: Callable[[Path], object]) -> None:
+    """Have a file written under a temporary name, of the same suffix, then put in place. Raises UserError."""
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        write(partial)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); name another place") from error
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the comparison. Returns 1 where a contender failed; one that cannot run here is no failure."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -349,6 +366,9 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else WIDTH)
     able, absent = available(config.executors)
     threads = sorted({1, *(many for many in config.threads if many <= available_cpus())})
+    if left_out := sorted(set(config.threads) - set(threads)):
+        listed = ", ".join(map(str, left_out))
+        console.print(f"not in {listed} threads: this process may use {available_cpus()} CPUs")
     photos = photographs(config)
     small = small_images(config, photos)
     columns = (TextColumn("{task.description:<24}"), BarColumn(), TimeRemainingColumn())
@@ -363,9 +383,10 @@ def main(arguments: list[str] | None = None) -> int:
         report = report_of(config, arguments, cases, absent, photos)
     show(report, console)
     if config.json:
-        config.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(report, indent=2) + "\n"
+        save(config.json, lambda path: path.write_text(text, encoding="utf-8"))
     if config.plot:
-        draw_chart(report, config.plot)
+        save(config.plot, lambda path: draw_chart(report, path))
     return int(bool(report["errors"]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -116,6 +117,13 @@ def test_more_threads_are_held_against_one() -> None:
     assert found["over_floor"] == pytest.approx(20)
 
 
+def test_threads_are_held_against_one_only_where_that_ran() -> None:
+    one, two = contender("fused_cpu"), contender("fused_cpu", 10, threads=2)
+    one.error = "ValueError: no such kernel"
+    (found,) = augment.results([case(one, two)], {"cpu-2": 1e9})
+    assert (found["us_per_view"], found["scaling"]) == (10, None)
+
+
 def test_the_baseline_is_albumentations_where_torchvision_has_none() -> None:
     ran = case(contender("fused_cpu", 5), contender("albumentations-compose", 50))
     assert [row["ratio"] for row in augment.results([ran], {"cpu-1": 1e9})] == [10, 1]
@@ -170,7 +178,7 @@ def test_embedded_photographs_differ() -> None:
     photos = augment.photographs(augment.Config(images=3))
     assert {photo.shape for photo in photos} == {(375, 500, 3)}
     assert len({photo.tobytes() for photo in photos}) == 3
-    assert len(augment.small_images(augment.Config(images=3), photos)) == 96
+    assert len(augment.small_images(augment.Config(images=3), photos)) == 8 * 3
 
 
 def test_photographs_come_from_a_folder(tmp_path: Path, images) -> None:
@@ -212,6 +220,25 @@ def test_the_report_holds_every_figure_and_its_provenance(
         assert picture.format == "PNG"
 
 
+def test_threads_that_are_left_out_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(augment, "available_cpus", lambda: 2)
+    monkeypatch.setattr(augment, "first_view", lambda: {"imports_s": 2.0, "first_view_s": 0.5})
+    monkeypatch.setattr(augment, "triton_report", lambda quick: None)
+    assert augment.main([*FAST, "flip", "--threads", "2", "64"]) == 0
+    assert "not in 64 threads: this process may use 2 CPUs" in capsys.readouterr().out
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    def full(path: Path) -> None:
+        path.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    augment.save(tmp_path / "a.json", lambda path: path.write_text("whole"))
+    with pytest.raises(UserError, match=r"a\.json: cannot be written \(No space left"):
+        augment.save(tmp_path / "a.json", full)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.json", "whole")]
+
+
 def test_a_process_that_fails_says_why() -> None:
     assert "no_such_module" in augment_limits.ask("no_such_module")["error"]
 
@@ -232,6 +259,10 @@ def test_what_kernels_take_is_one_line() -> None:
         (["--threads", "0"], "at least 1"),
         (["--plot", "a.jpg"], ".png"),
         (["--json", "nowhere/a.json"], "no folder"),
+        (["--json", "."], "a folder"),
+        (["--plot", "."], "a folder"),
+        (["--threads"], "at least one value"),
+        (["--operations"], "at least one value"),
     ],
 )
 def test_what_cannot_work_is_refused_before_it_takes_time(arguments: list[str], says: str) -> None:

@@ -140,7 +140,7 @@ def test_fallback_takes_a_recipe_s_names_and_a_row_s(names, opcodes):
             lambda: choose_executor("fused", load_recipe("moco-v2")),
             "'fused' is not known: choose one of auto, reference",
         ),
-        (lambda: fallback_opcodes(["clah"]), "'clah' is not an operation: choose among albumentations"),
+        (lambda: fallback_opcodes(["clah"]), "'clah' is not an operation that can: choose among box_blur"),
         (lambda: fallback_opcodes(["crop"]), "'crop' is not an operation"),
         (lambda: fallback_opcodes(["RandomResizedCrop"]), "is not an operation"),
         (

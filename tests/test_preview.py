@@ -219,3 +219,19 @@ def test_it_runs_by_path_and_leaves_with_2() -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
+
+
+def test_a_fallback_is_held_against_a_reference_without_one() -> None:
+    """Else the rows that it touches would be compared with themselves."""
+    recipe = load_recipe("albumentations-7", size=16)
+    pixels = Pixels.from_images([preview.landscape(48, 64)] * 8)
+    rows = draw(recipe, seed=0, epoch=0, index=np.arange(8), height=pixels.height, width=pixels.width)
+    strips, _ = make_strips(Config(executors=("fused_cpu",), fallback="clahe,solarize"), pixels, rows, recipe)
+    assert [(s.name, s.routed > 0) for s in strips] == [("reference", False), ("fused_cpu", True)]
+
+
+def test_an_image_of_too_many_pixels_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "huge.png"
+    Image.new("1", (20000, 20000)).save(path)
+    with pytest.raises(UserError, match="too large for an image"):
+        read_image(path)

@@ -27,6 +27,11 @@ from tests.random_recipes import recipes
 CROP = RandomResizedCrop()
 
 
+def after_crop(operation):
+    """The YAML of a recipe of a crop and one operation."""
+    return f"views: [{{operations: [RandomResizedCrop, {operation}]}}]"
+
+
 def lines(name):
     return [str(view) for view in load_recipe(name).views]
 
@@ -141,6 +146,13 @@ def test_what_is_wrong_is_said_in_one_line(make, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    path = tmp_path / "bytes.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=f"{path}: is not YAML"):
+        load_recipe(str(path))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -151,15 +163,35 @@ def test_what_is_wrong_is_said_in_one_line(make, message):
         ("views: [{size: 32}]", "a view needs operations"),
         ("views: [{operations: 3}]", "a view needs operations: a list"),
         ("views: [{operations: [Crop]}]", "unknown operation 'Crop': choose one of RandomResizedCrop"),
-        ("views: [{operations: [RandomResizedCrop, {ColorJitter: {p: 1.2}}]}]", r"ColorJitter: p 1.2 is outside 0 … 1"),
-        ("views: [{operations: [RandomResizedCrop, {ColorJitter: {q: 1}}]}]", "ColorJitter: unknown field 'q'"),
-        ("views: [{operations: [RandomResizedCrop, {ColorJitter: 0.5}]}]", "ColorJitter is written as a mapping"),
+        (after_crop("{ColorJitter: {p: 1.2}}"), r"ColorJitter: p 1.2 is outside 0 … 1"),
+        (after_crop("{ColorJitter: {q: 1}}"), "ColorJitter: unknown field 'q'"),
+        (after_crop("{ColorJitter: 0.5}"), "ColorJitter is written as a mapping"),
         ("views: [{operations: [{RandomResizedCrop: {interpolation: lanczos}}]}]", "'lanczos' is not known"),
         ("views: [{operations: [{RandomResizedCrop: {scale: [1, 0.5]}}]}]", "the wrong way round"),
-        ("views: [{operations: [RandomResizedCrop, {Albumentations: {p: 1}}]}]", "Albumentations needs transform"),
-        ("views: [{operations: [RandomResizedCrop, {RandomChoice: {operations: 3}}]}]", "RandomChoice"),
-        ("views: [{operations: [RandomResizedCrop, {ByEpoch: {stages: [3], of: 2}}]}]", "ByEpoch"),
+        (after_crop("{Albumentations: {p: 1}}"), "Albumentations needs transform"),
+        (after_crop("{RandomChoice: {operations: 3}}"), "RandomChoice"),
+        (after_crop("{ByEpoch: {stages: [3], of: 2}}"), "ByEpoch"),
         ("views: [{operations: [RandomResizedCrop, null]}]", "only a RandomChoice may do nothing"),
+        ("views: [{operations: [[a, b]]}]", "an operation is written as NAME"),
+        ("views: [{operations: [{RandomResizedCrop: {}, HorizontalFlip: {}}]}]", "an operation is written as NAME"),
+        ("views: [{operations: [{RandomResizedCrop: {antialias: 3}}]}]", "antialias must be true or false"),
+        ("views: [{operations: [{RandomResizedCrop: {interpolation: [1]}}]}]", "is not known"),
+        (after_crop("{RandomChoice: {operations: [Blur], times: x}}"), "times from 1 to 16"),
+        (after_crop("{RandomChoice: {operations: [Blur], times: 300}}"), "times from 1"),
+        (after_crop("{ByEpoch: {stages: [[0, Blur]], of: x}}"), "a number of epochs"),
+        (after_crop("{ByEpoch: {stages: [[0, null]], of: 2}}"), "a stage is one operation"),
+        (after_crop("{Albumentations: {transform: 5}}"), "transform must be a class's name"),
+        (after_crop("{Albumentations: {transform: A, arguments: null}}"), "a mapping of names"),
+        (after_crop("{Albumentations: {transform: A, arguments: {1: 2}}}"), "of names"),
+        (
+            after_crop("{Albumentations: {transform: A, arguments: {a: {b: 1}}}}"),
+            "an argument cannot be a mapping",
+        ),
+        ("{mean: 0.5, views: [{operations: [RandomResizedCrop]}]}", "mean must be three numbers"),
+        ("{std: [.nan, 1, 1], views: [{operations: [RandomResizedCrop]}]}", "std must be three numbers"),
+        ("{std: [true, 1, 1], views: [{operations: [RandomResizedCrop]}]}", "std must be three numbers"),
+        ("{name: [a], views: [{operations: [RandomResizedCrop]}]}", "name and about are texts"),
+        ("views: [{count: 300, operations: [RandomResizedCrop]}]", "a number from 1 to 64"),
         ("views: [{size: big, operations: [RandomResizedCrop]}]", "too small|must be"),
     ],
 )

@@ -9,6 +9,7 @@ Read `program.py` first, which runs one row; then what it calls: `resample.py` (
 
 from __future__ import annotations
 
+import threading
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from penstock.augment.fused_cpu.finish import write_image, write_planes
 from penstock.augment.fused_cpu.memory import borrow
 from penstock.augment.fused_cpu.program import CROP, NONE, run_program
-from penstock.augment.fused_cpu.resample import allocate, borrow_scratch, resize_crop
+from penstock.augment.fused_cpu.resample import Scratch, allocate, borrow_scratch, resize_crop
 from penstock.augment.jit import njit
 from penstock.augment.pixels import Pixels
 from penstock.augment.recipe import Recipe
@@ -118,10 +119,22 @@ def _memory(out: torch.Tensor) -> Target:
     return _target(flat, view, sample)
 
 
+# What a thread works in, kept from call to call: taken from the system anew, its pages cost as much as a view.
+_kept = threading.local()
+
+
+def _workspace(size: int, longest: int) -> tuple[Scratch, NDArray[np.uint8], NDArray[np.uint8]]:
+    """This thread's memory for views of `size` pixels out of images of up to `longest` a side: scratch, two views."""
+    spaces = _kept.__dict__.setdefault("spaces", {})
+    if size not in spaces or spaces[size][0] < longest:
+        planes, spare = np.empty((2, 3, size, size), np.uint8)
+        spaces[size] = longest, (allocate(size, longest), planes, spare)
+    return spaces[size][1]
+
+
 def _launch(pixels: Pixels, rows: Rows, table: NDArray[np.uint32], size: int, target: Target) -> None:
     """Run the rows on one thread. Arrays are made contiguous first: others would be compiled anew."""
     longest = max(int(pixels.height.max()), int(pixels.width.max()))
-    planes, spare = np.empty((2, 3, size, size), np.uint8)
     _run(
         pixels.data,
         np.ascontiguousarray(pixels.offset),
@@ -131,9 +144,7 @@ def _launch(pixels: Pixels, rows: Rows, table: NDArray[np.uint32], size: int, ta
         np.ascontiguousarray(rows.parameters),
         np.ascontiguousarray(rows.seed),
         table,
-        allocate(size, longest),
-        planes,
-        spare,
+        *_workspace(size, longest),
         target,
     )
 

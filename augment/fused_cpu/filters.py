@@ -1,8 +1,7 @@
 """Box blur and sharpening: small neighbourhoods, line by line, borders reflected without repeating the edge (OpenCV's).
 
 Both work from sums: the lines around one are added up along the plane's first axis, then that line of sums along
-itself. Sums are kept in 16 bits where they fit, because a vector register then holds twice as many: 35 µs for three
-224×224 planes at radius 1, against 55 µs in float32.
+itself. Sums are kept in 16 bits where they fit, because a vector register then holds twice as many.
 Planes and output are uint8 [3, S, S], distinct; nothing here cares whether they are transposed.
 """
 
