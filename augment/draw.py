@@ -327,6 +327,7 @@ def draw(
         parameters=np.zeros((*shape, PARAMETERS), np.float32),
         seed=np.zeros(shape, np.uint64),
     )
+    index, height, width = map(np.ascontiguousarray, (index, height, width))  # strided ones would be compiled anew
     for view, (laws, _) in enumerate(tables):
         into = rows.opcode[view], rows.parameters[view], rows.seed[view]
         _draw_view(laws, np.uint64(seed), epoch, index, view, height, width, *into)

@@ -29,6 +29,7 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any
 
+import torch
 import tyro
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -36,14 +37,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from penstock.augment import Recipe
-from penstock.augment.executors import choose_executor
+from penstock.augment.executors import choose_executor, split_names
 from penstock.benchmarks.chart import draw_chart
 from penstock.benchmarks.photographs import Photographs, photographs
 from penstock.benchmarks.rival import Rival, Row
 from penstock.benchmarks.worker import choose_recipe
 from penstock.errors import UserError, run_command
 from penstock.loaders import LOADERS, missing, open_source
-from penstock.loaders.make import prepare, split_names
+from penstock.loaders.make import check_speed, prepare
 from penstock.loaders.threads import available_cpus
 from penstock.machine import describe_machine, git_commit, machine_line, versions
 
@@ -92,6 +93,7 @@ class Config:
 
 def check(config: Config) -> None:
     """Refuse what cannot work before anything takes time."""
+    check_speed(config.executor, "cuda" if torch.cuda.is_available() else "cpu")
     choose_executor(config.executor, config.chosen_recipe, fallback=split_names(config.fallback))
     for name in config.loaders:
         if name != "all" and name not in LOADERS:

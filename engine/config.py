@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from penstock.augment import load_recipe
-from penstock.augment.executors import EXECUTORS, fallback_opcodes
+from penstock.augment.executors import EXECUTORS, fallback_opcodes, split_names
 from penstock.engine.backbones import choose_stem, takes_width
 from penstock.errors import UserError
-from penstock.loaders.make import split_names
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from penstock.augment import Recipe, evaluation
+from penstock.augment.executors import split_names
 from penstock.engine.config import CompleteConfig
 from penstock.engine.distributed import Team
 from penstock.engine.knn import OnlineKNN
 from penstock.errors import UserError
 from penstock.loaders import Loader, Source, Subset, make_loader, open_source
-from penstock.loaders.make import split_names
 from penstock.loaders.sources import UNLABELLED, validation_source
 from penstock.loaders.threads import available_cpus
 

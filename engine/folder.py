@@ -18,7 +18,7 @@ from penstock.machine import describe_machine, machine_line, versions
 
 
 def choose_folder(config: TrainConfig, source: Source, *, resumed: bool) -> Path:
-    """OUT, or a new folder under runs/; made if it is not there.
+    """OUT, or a new folder under runs/. It is not made yet: a run that is refused leaves nothing behind.
 
     Raises:
         UserError: a finished or interrupted run lies there that was not asked to go on, or it cannot be written.
@@ -32,14 +32,10 @@ def choose_folder(config: TrainConfig, source: Source, *, resumed: bool) -> Path
         raise UserError(
             f"--out {out}: a run lies there already: go on with it by --resume auto, or choose another --out"
         )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not os.access(out, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        raise UserError(
-            f"--out {out}: this folder cannot be written ({error.strerror}): choose another --out"
-        ) from None
+    there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        reason = os.strerror(errno.EACCES if there.is_dir() else errno.ENOTDIR)
+        raise UserError(f"--out {out}: {there} cannot be written ({reason}): choose another --out")
     return out
 
 

@@ -27,6 +27,7 @@ import yaml
 from tyro.conf import DisallowNone
 
 from penstock.augment import Recipe, load_recipe
+from penstock.augment.executors import split_names
 from penstock.augment.recipes import dump_recipe, parse_recipe
 from penstock.engine.checkpoint import check_same_run, load_checkpoint
 from penstock.engine.config import CompleteConfig, TrainConfig, check_choices, complete, from_dict
@@ -42,7 +43,7 @@ from penstock.engine.report import results
 from penstock.engine.signals import Interrupts
 from penstock.errors import UserError, run_command
 from penstock.loaders import open_source
-from penstock.loaders.make import check_executor, check_name, split_names
+from penstock.loaders.make import check_executor, check_name, check_speed
 
 State = dict[str, Any]
 
@@ -52,8 +53,11 @@ def main(arguments: list[str] | None = None) -> int:
     check_choices(config)
     check_name(config.loader)
     check_executor(config.loader, config.executor, split_names(config.fallback))
+    if config.recipe is not None and saved_recipe(config, state) is None:
+        load_recipe(config.recipe, size=config.size)
     team = join(config.device)
     try:
+        check_speed(config.executor, team.device)
         return train(config, state, team)
     except Diverged as error:
         print(f"penstock: {error}", file=sys.stderr)
@@ -105,10 +109,13 @@ def train(given: TrainConfig, state: State | None, team: Team) -> int:
         if state is not None:
             trainer.load_state_dict(state)
         if team.leads:
+            trainer.knn = build_knn(config, source, recipe, team)
+            out.mkdir(parents=True, exist_ok=True)  # now that nothing is left to refuse
             (out / "recipe.yaml").write_text(dump_recipe(recipe))
             about = write_about(out, config, source, loader, method)
             print(f"{about['network']}, {precision}, on {about['source']}\n{about['recipe']}", flush=True)
-            trainer.knn = build_knn(config, source, recipe, team)
+            if state is not None and has_changed(config, recipe):
+                print(f"{config.recipe} has changed: this run keeps {out / 'recipe.yaml'}, as it began", flush=True)
             trainer.log = start_log(trainer, recipe, resumed=state is not None)
         with Interrupts(alone=team.world == 1, speaks=team.leads) as trainer.interrupts:
             signal = trainer.fit()
@@ -119,9 +126,23 @@ def train(given: TrainConfig, state: State | None, team: Team) -> int:
 
 def choose_recipe(config: CompleteConfig, state: State | None) -> Recipe:
     """What is done to the images, at the run's size. A resumed run keeps its own, whatever has become of its file."""
-    if state is not None and state["config"]["recipe"] == config.recipe:
-        return parse_recipe(yaml.safe_load(state["recipe"])).resized(config.size)
-    return load_recipe(config.recipe, size=config.size)
+    saved = saved_recipe(config, state)
+    return saved.resized(config.size) if saved else load_recipe(config.recipe, size=config.size)
+
+
+def saved_recipe(config: TrainConfig, state: State | None) -> Recipe | None:
+    """The checkpoint's, if the run goes on with it; the first versions' checkpoints hold none."""
+    if state is None or state["config"]["recipe"] != config.recipe or "recipe" not in state:
+        return None
+    return parse_recipe(yaml.safe_load(state["recipe"]))
+
+
+def has_changed(config: CompleteConfig, recipe: Recipe) -> bool:
+    """Whether a recipe's name, or its file, stands for another one than the run began with."""
+    try:
+        return load_recipe(config.recipe, size=config.size) != recipe
+    except UserError:  # the file is gone, or holds no recipe any more
+        return True
 
 
 def start_log(trainer: Trainer, recipe: Recipe, *, resumed: bool) -> RunLog:

@@ -112,9 +112,13 @@ def check_executor(name: str, executor: str, fallback: Sequence[str]) -> None:
             raise UserError(f"{option}: the {name} loader brings its own augmentation; leave {option} out")
 
 
-def split_names(listed: str) -> tuple[str, ...]:
-    """The names in `clahe,solarize`."""
-    return tuple(name.strip() for name in listed.split(",") if name.strip())
+def check_speed(executor: str, device: torch.device | str) -> None:
+    """Raises UserError for the executor that would not get anywhere. Commands ask; the library runs it all the same."""
+    if executor == "fused_gpu" and torch.device(device).type != "cuda":
+        raise UserError(
+            "--executor fused_gpu needs a GPU: without one it runs in Triton's interpreter, minutes a batch:"
+            " use --executor fused_cpu"
+        )
 
 
 def prepare(source: Source, name: str, *, workers: int | None = None, cache: Path | None = None) -> Source:

@@ -11,20 +11,23 @@ holds random state: whatever the number of threads, the same batch comes out, bi
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from penstock.augment import fused_cpu, jit
 from penstock.augment.draw import draw
 from penstock.augment.executors import Executor, choose_executor
 from penstock.augment.pixels import Pixels
-from penstock.augment.recipe import Group
+from penstock.augment.recipe import SMALLEST, Group, evaluation
 from penstock.loaders.contract import Loader, Options, Views
 from penstock.loaders.sources.base import Source
 from penstock.loaders.threads import one_thread_each
@@ -53,6 +56,8 @@ class PipelineLoader(Loader):
         super().__init__(source, options)
         self.device = options.device
         self.executor = choose_executor(options.executor, self.recipe, fallback=options.fallback, device=self.device)
+        if not self.executor.on_device:  # the others write by compiled code, too
+            compile_views(speaks=self.order.rank == 0)
         self.pool = one_thread_each(options.workers, "penstock-loader")
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
@@ -136,3 +141,20 @@ class PipelineLoader(Loader):
 
     def close(self) -> None:
         self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+@cache
+def compile_views(*, speaks: bool) -> None:
+    """Compile what draws and makes views, by a tiny one, so that no batch waits for it and no clock counts it.
+
+    It is kept on the disk (`augment/jit.py`), so this takes long once for each version of the package. Left to the
+    workers, several would load or compile one function at once, and numba was seen to fail at that with a KeyError.
+    """
+    if speaks and not any(Path(jit.cache_folder()).glob("fused_cpu*/*._run-*.nbi")):
+        print("compiling the augmentation, once for this version: up to a minute", file=sys.stderr, flush=True)
+    recipe, first = evaluation(SMALLEST), np.zeros(1, np.int64)
+    pixels = Pixels.from_images([np.zeros((SMALLEST, SMALLEST, 3), np.uint8)])
+    rows = draw(recipe, seed=0, epoch=0, index=first, height=pixels.height, width=pixels.width)
+    out = torch.empty(1, 1, SMALLEST, SMALLEST, 3).permute(0, 1, 4, 2, 3)
+    fused_cpu.run(pixels, rows, recipe, out)
+    fused_cpu.write(pixels.image(0)[None], first, first, recipe, out)  # as views that went around are written

@@ -81,8 +81,10 @@ class OnArray(nn.Module):
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for a newer release
         try:
             import albumentations
+            import cv2
         except ImportError as error:
             raise MissingExtra("albumentations", "albumentations") from error
+        cv2.setNumThreads(1)  # as DataLoader does for torch's operations
         self.transform = getattr(albumentations, name)(**arguments, p=1.0)
         self.transform.set_random_seed(random.getrandbits(32))
 

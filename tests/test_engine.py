@@ -15,6 +15,7 @@ import torchvision
 from torch import nn
 
 from penstock.augment import RECIPES
+from penstock.augment.executors import EXECUTORS
 from penstock.engine.backbones import build_backbone
 from penstock.engine.config import CompleteConfig, TrainConfig, check_choices, complete, from_dict, to_dict
 from penstock.engine.csv_log import CsvLog, read_csv
@@ -29,6 +30,7 @@ from penstock.engine.screen import describe
 from penstock.engine.split_bn import SplitBatchNorm2d
 from penstock.engine.weights import load_weights
 from penstock.errors import UserError
+from penstock.loaders import LOADERS
 
 CPU = torch.device("cpu")
 
@@ -66,9 +68,15 @@ def test_sizes_that_do_not_go_together_are_named(given: dict[str, int], message:
         settings(**given)
 
 
-def test_the_help_names_every_recipe_to_train_with() -> None:
-    (shown,) = re.findall(r'recipe: str \| None = None\n    """(.*?)"""', inspect.getsource(TrainConfig), re.DOTALL)
-    assert set(RECIPES) - {"probe"} <= set(re.split(r"[,;\s]+", shown))
+# A probe's recipe has one view, and a method compares two: the next test refuses it.
+@pytest.mark.parametrize(
+    ("field", "names"),
+    [("recipe", set(RECIPES) - {"probe"}), ("executor", set(EXECUTORS)), ("loader", set(LOADERS))],
+    ids=["recipe", "executor", "loader"],
+)
+def test_the_help_names_everything_to_train_with(field: str, names: set[str]) -> None:
+    (shown,) = re.findall(rf'\b{field}: str.*\n    """((?:.|\n)*?)"""', inspect.getsource(TrainConfig))
+    assert names <= set(re.split(r"[,;:.\s]+", shown))
 
 
 @pytest.mark.parametrize(("recipe", "begins"), [("probe", "1 view of 224 px"), ("three", "3 views of 224 px")])

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 
+import cv2
 import pytest
 import torch
 
+from penstock.augment import albumentations
 from penstock.loaders import threads
+from penstock.loaders.torchvision_baseline import OnArray
 
 
 @pytest.mark.parametrize(
@@ -43,3 +46,19 @@ def test_workers_compute_on_one_thread_and_the_caller_keeps_its_own():
             assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: albumentations.check("RandomFog", {}), lambda: OnArray("RandomFog")],
+    ids=["the executors'", "the baseline's"],
+)
+def test_opencv_computes_on_the_thread_that_calls_it(make):
+    before = cv2.getNumThreads()
+    albumentations._package.cache_clear()  # else it may have been imported, and OpenCV been told
+    cv2.setNumThreads(before + 2)
+    try:
+        make()
+        assert cv2.getNumThreads() == 1
+    finally:
+        cv2.setNumThreads(before)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,14 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from penstock.augment.executors import EXECUTORS
 from penstock.benchmarks import throughput
 from penstock.benchmarks.photographs import FEWEST, photographs
 from penstock.benchmarks.rival import Rival, Row
 from penstock.benchmarks.worker import Stopwatch, choose_recipe
 from penstock.errors import UserError
 from penstock.loaders import LOADERS, make, open_source
+
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
 @dataclass
@@ -128,6 +134,7 @@ def test_a_row_that_fails_says_why(tmp_path: Path) -> None:
         (["--recipe", "moco-v9"], "moco-v9"),
         (["--recipe", "multi-crop", "--views", "4"], "--views 4: the views of multi-crop are of 2 kinds"),
         (["--executor", "fastest"], "--executor 'fastest' is not known"),
+        pytest.param(["--executor", "fused_gpu"], "fused_gpu needs a GPU: .* use --executor fused_cpu", marks=NO_GPU),
         (["--fallback", "hue,clahee"], "--fallback 'clahee' is not an operation"),
         (["--repeats", "0"], "--repeats 0"),
         (["--workers", "0"], "--workers 0"),
@@ -140,6 +147,11 @@ def test_a_row_that_fails_says_why(tmp_path: Path) -> None:
 def test_wrong_inputs_are_refused_at_once(arguments: list[str], named: str) -> None:
     with pytest.raises(UserError, match=named):
         throughput.main(arguments)
+
+
+def test_the_help_names_every_executor() -> None:
+    (shown,) = re.findall(r'\bexecutor: str.*\n    """((?:.|\n)*?)"""', inspect.getsource(throughput.Config))
+    assert set(EXECUTORS) <= set(re.split(r"[,:.\s]+", shown))
 
 
 def test_a_number_of_views_takes_the_place_of_the_recipe_s() -> None:

@@ -176,7 +176,7 @@ def test_what_falls_back_is_logged(images: Path, tmp_path: Path) -> None:
     assert "views made by <b>reference</b>" in page
 
 
-def test_a_resumed_run_keeps_its_recipe(images: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_recipe(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Even where the file that it was read from has changed; and its stages follow the run's new length."""
     file, out = tmp_path / "mine.yaml", tmp_path / "run"
     file.write_text(dump_recipe(replace(load_recipe("gradual"), name="mine")))
@@ -185,10 +185,25 @@ def test_a_resumed_run_keeps_its_recipe(images: Path, tmp_path: Path) -> None:
     last = out / "last.pt"
     saved = load_checkpoint(last)["recipe"]
     assert saved == (out / "recipe.yaml").read_text()
+    assert main(["--resume", str(last), "--epochs", "2"]) == 0
+    assert "has changed" not in capsys.readouterr().out
     file.write_text(dump_recipe(load_recipe("a")))
     assert main(["--resume", str(last), "--epochs", "4"]) == 0
+    assert f"{file} has changed: this run keeps {out / 'recipe.yaml'}" in capsys.readouterr().out
     assert load_checkpoint(last)["recipe"] == (out / "recipe.yaml").read_text() == saved
     assert "from 3: ColorJitter" in json.loads((out / "config.json").read_text())["recipe"]
+
+
+def test_a_checkpoint_without_its_recipe_goes_on_by_name(images: Path, tmp_path: Path) -> None:
+    """As those of the first version are."""
+    out = tmp_path / "run"
+    given = ["--subset", "48", "--knn-every", "0", "--recipe", "a"]
+    assert main([*TINY, "--data", str(images), "--out", str(out), *given, "--epochs", "1"]) == 0
+    state = load_checkpoint(out / "last.pt")
+    del state["recipe"]
+    torch.save(state, out / "last.pt")
+    assert main(["--resume", str(out / "last.pt"), "--epochs", "2"]) == 0
+    assert load_checkpoint(out / "last.pt")["recipe"] == dump_recipe(load_recipe("a", size=16))
 
 
 def test_data_without_labels_train_without_knn(
@@ -236,6 +251,7 @@ def test_resume_auto_starts_where_there_is_nothing_and_goes_on_where_there_is(im
         ("--bn-splits 5", "--bn-splits 5 does not divide"),
         ("--recipe probe", "--recipe probe begins with 1 view of 16 px, and moco-v2 compares two"),
         ("--executor fused", "--executor 'fused' is not known: choose one of auto, reference, fused_cpu"),
+        ("--executor fused_gpu --device cpu", "fused_gpu needs a GPU: .* use --executor fused_cpu"),
         ("--fallback clahee", "--fallback 'clahee' is not an operation"),
         ("--loader torchvision --executor fused_cpu", "--executor: the torchvision loader brings its own"),
         ("--loader synthetic --fallback clahe", "--fallback: the synthetic loader brings its own"),
@@ -248,6 +264,28 @@ def test_wrong_inputs_are_one_line(arguments: str, message: str, images: Path, t
         out = [] if "auto" in arguments else ["--out", str(tmp_path / "out")]
         main([*TINY, "--data", str(images), *out, *arguments.split()])
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_s_name_is_looked_up_before_the_data(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--recipe 'none' is not known"):
+        main(["--data", str(tmp_path / "nowhere"), "--recipe", "none"])
+
+
+def test_a_run_that_is_refused_late_leaves_no_folder(images: Path, tmp_path: Path) -> None:
+    """Other classes to validate on than to train on are seen when all else is built."""
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "c").symlink_to(images / "train" / "a")
+    with pytest.raises(UserError, match="the classes to validate on"):
+        main([*TINY, "--data", str(images), "--val-data", str(other), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file cannot be written \(Not a directory\): choose another --out"):
+        main([*TINY, "--data", str(images), "--out", str(tmp_path / "file" / "out")])
 
 
 def test_a_checkpoint_of_another_run_is_refused_naming_both(whole: Path, tmp_path: Path) -> None:

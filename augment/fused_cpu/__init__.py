@@ -164,7 +164,8 @@ def write(
     """Normalise finished views, uint8 [R, S, S, 3], into out[view[r], sample[r]]; out as in `run`."""
     if len(finished):
         table = _table(recipe.mean, recipe.std, out.dtype)
-        _write(np.ascontiguousarray(finished), view, sample, table, _memory(out))
+        finished, view, sample = map(np.ascontiguousarray, (finished, view, sample))
+        _write(finished, view, sample, table, _memory(out))
 
 
 def run_slots(
