@@ -72,6 +72,7 @@ class Executor:
         sent: operations that go to Albumentations although there is other code for them.
 
     Attributes:
+        native: the operations that the back end is left with.
         rows, routed: how many rows have been run, and how many of them went around.
         on_device: whether, for views on a GPU, `out` is to be there already; the others fill host memory.
     """
@@ -82,13 +83,16 @@ class Executor:
         self.name, self.rows, self.routed = name, 0, 0
         self.on_device = name == "fused_gpu"
         self._back_end: BackEnd = import_module(f"penstock.augment.{name}")
-        self._native = _mask(self._back_end.NATIVE - sent)
+        self.native = self._back_end.NATIVE - sent
+        self._native = _mask(self.native)
         self._compiled = _mask(fused_cpu.NATIVE - sent)
         self._lock = Lock()
 
     def __call__(self, pixels: Pixels, rows: Rows, recipe: Recipe, out: torch.Tensor) -> None:
         """Run the rows of one group's views [V, N, K]: fill `out` [V, N, 3, S, S] with normalised views."""
-        around = ~self._native[rows.opcode].all(axis=-1)  # [V, N]
+        around = np.zeros(rows.opcode.shape[:2], np.bool_)  # [V, N]
+        if not recipe.opcodes <= self.native:
+            around = ~self._native[rows.opcode].all(axis=-1)
         with self._lock:
             self.rows, self.routed = self.rows + around.size, self.routed + int(around.sum())
         if not around.any():

@@ -114,7 +114,7 @@ class Recipe:
         found = (replace(o, p=1.0) for o in self.operations() if isinstance(o, Albumentations))
         return tuple(dict.fromkeys(found))
 
-    @property
+    @cached_property
     def opcodes(self) -> frozenset[Opcode]:
         """What its rows may hold."""
         return frozenset[Opcode]().union(*(operation.opcodes for operation in self.operations()))

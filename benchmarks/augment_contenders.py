@@ -67,7 +67,6 @@ CHAIN = "chain:"
 BASELINES = ("torchvision-pil", "albumentations-compose")  # the first that has the operation
 CROWD = 256  # images in a pass on a GPU, at least
 FLOAT = 4  # bytes of a float32
-SHARES = 4  # parts of a pass for each thread: they differ in work, so more than one
 
 
 def _nothing() -> None:
@@ -207,18 +206,17 @@ def _on_gpu(name: str, run: Callable[[], Any], views: int) -> Contender:
 
 
 def _executor_chain(name: str, recipe: Recipe, images: list[Bytes], threads: int) -> Contender:
-    """The recipe by one executor, the images in parts for its threads."""
+    """The recipe by one executor, all images in each of its threads: as loader threads work, each on its own batch."""
     try:
         executor = choose_executor(name, recipe)
     except (UserError, ImportError) as error:
         return Contender(executor=name, run=_nothing, views=1, threads=threads, error=str(error))
     device = "cuda" if executor.on_device and torch.cuda.is_available() else "cpu"
     images = images if device == "cpu" else _crowd(images)
-    parts = threads * SHARES if threads > 1 else 1
-    shares = [Share.of(part, recipe, device) for i in range(parts) if (part := images[i::parts])]
+    shares = [Share.of(images, recipe, device) for _ in range(threads)]
     run = _passes(executor, recipe, shares, threads)
     settle = torch.cuda.synchronize if device == "cuda" else _nothing
-    views = len(images) * recipe.count
+    views = threads * len(images) * recipe.count
     return Contender(executor=name, run=run, views=views, threads=threads, device=device, settle=settle)
 
 
