@@ -90,9 +90,7 @@ class Executor:
 
     def __call__(self, pixels: Pixels, rows: Rows, recipe: Recipe, out: torch.Tensor) -> None:
         """Run the rows of one group's views [V, N, K]: fill `out` [V, N, 3, S, S] with normalised views."""
-        around = np.zeros(rows.opcode.shape[:2], np.bool_)  # [V, N]
-        if not recipe.opcodes <= self.native:
-            around = ~self._native[rows.opcode].all(axis=-1)
+        around = self._goes_around(rows, recipe)
         with self._lock:
             self.rows, self.routed = self.rows + around.size, self.routed + int(around.sum())
         if not around.any():
@@ -104,6 +102,12 @@ class Executor:
         places = zip(view.tolist(), sample.tolist(), strict=True)
         finished = np.stack([self._finish(pixels.image(n), rows, v, n, recipe, out.shape[-1]) for v, n in places])
         return self._back_end.write(finished, view, sample, recipe, out)
+
+    def _goes_around(self, rows: Rows, recipe: Recipe) -> NDArray[np.bool_]:
+        """bool [V, N]: which rows hold an operation that the back end is not left with."""
+        if recipe.opcodes <= self.native:  # then none can, and there is no need to look
+            return np.zeros(rows.opcode.shape[:2], np.bool_)
+        return np.asarray(~self._native[rows.opcode].all(axis=-1))
 
     def _finish(
         self, image: NDArray[np.uint8], rows: Rows, view: int, sample: int, recipe: Recipe, size: int
