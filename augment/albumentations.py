@@ -35,7 +35,7 @@ NATIVE = frozenset(Opcode) - {Opcode.NONE}
 
 
 @cache
-def _package() -> ModuleType:
+def load_package() -> ModuleType:
     """The albumentations package; its import takes seconds, so that it waits for the first operation that needs it."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks the network for a newer release
     try:
@@ -50,7 +50,7 @@ def _package() -> ModuleType:
 @cache
 def _functions() -> dict[Opcode, Callable[[Image, list[float]], Image]]:
     """What Albumentations' transforms call, for the operations that depend on their parameters alone."""
-    _package()
+    load_package()
     import albumentations.augmentations.pixel.functional as F
     import cv2
     from albucore import multiply_add
@@ -84,7 +84,7 @@ def _sharpening(alpha: float, lightness: float) -> NDArray[np.float32]:
 
 def crop(image: Image, parameters: NDArray[np.float32], size: int) -> Image:
     """The slot's box of uint8 [H, W, 3] resized to [size, size, 3] by OpenCV, which does not antialias."""
-    _package()
+    load_package()
     import cv2
 
     top, left, height, width, how = (int(value) for value in parameters[:5])
@@ -94,7 +94,7 @@ def crop(image: Image, parameters: NDArray[np.float32], size: int) -> Image:
 
 
 def _dropout(image: Image, parameters: NDArray[np.float32], seed: int) -> Image:
-    _package()
+    load_package()
     from albumentations.augmentations.dropout.functional import fill_holes_with_value
 
     holes, height, width, fill = (int(value) for value in parameters[:4])
@@ -116,7 +116,7 @@ def _noise_field(seed, size, sigma):  # type: ignore[no-untyped-def]
 
 
 def _noise(image: Image, parameters: NDArray[np.float32], seed: int) -> Image:
-    _package()
+    load_package()
     from albumentations.augmentations.pixel.functional import add_noise
 
     noise = _noise_field(np.uint64(seed), len(image), parameters[0])
@@ -152,7 +152,7 @@ _built = threading.local()
 def _transform(name: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
     transforms = _built.__dict__.setdefault("transforms", {})
     if (name, arguments) not in transforms:
-        transforms[name, arguments] = getattr(_package(), name)(**dict(arguments), p=1.0)
+        transforms[name, arguments] = getattr(load_package(), name)(**dict(arguments), p=1.0)
     return transforms[name, arguments]
 
 
@@ -174,7 +174,7 @@ def check(transform: str, arguments: Arguments, size: int = 224) -> None:
     given = dict(arguments)
     _check_names(transform, given)
     try:
-        made = getattr(_package(), transform)(**given, p=1.0)
+        made = getattr(load_package(), transform)(**given, p=1.0)
     except (TypeError, ValueError) as error:
         raise UserError(f"Albumentations {transform}: {_reason(error)}") from error
     view = np.arange(size * size * 3, dtype=np.uint8).reshape(size, size, 3)
@@ -189,7 +189,7 @@ def check(transform: str, arguments: Arguments, size: int = 224) -> None:
 
 def _check_names(transform: str, arguments: dict[str, Any]) -> None:
     """Raises UserError where Albumentations would fail without a word on the remedy, or only warn."""
-    package = _package()
+    package = load_package()
     known = [name for name, value in vars(package).items() if _is_transform(value)]
     if transform not in known:
         close = difflib.get_close_matches(transform, known, n=1)
@@ -202,7 +202,7 @@ def _check_names(transform: str, arguments: dict[str, Any]) -> None:
 
 
 def _is_transform(value: Any) -> bool:
-    return inspect.isclass(value) and issubclass(value, _package().BasicTransform) and not inspect.isabstract(value)
+    return inspect.isclass(value) and issubclass(value, load_package().BasicTransform) and not inspect.isabstract(value)
 
 
 def _reason(error: BaseException) -> str:

@@ -14,9 +14,8 @@ CLAHE is left out because DALI wants its clip limit when the graph is built, the
 DALI draws its own.
 
 Rows hold their operations in any order, and DALI's graphs are static. So each operation is a small graph of its own,
-built once for each thread, and rows meet in it when its turn comes in them; nothing is copied between graphs, and they
-take the time of one graph with conditionals. What costs is the order itself: DALI's users put the whole jitter into
-one `color_twist`, in DALI's order, clipped once, in about half the time of the four operations one by one.
+built once for each thread, and rows meet in it when its turn comes in them; nothing is copied between graphs. What
+costs is the order itself: DALI's users put the whole jitter into one `color_twist`, in DALI's order, clipped once.
 """
 
 from __future__ import annotations
@@ -93,7 +92,7 @@ def _gaussian_blur(image: Node, p: Node) -> Node:
 
 
 def _solarize(image: Node, p: Node) -> Node:
-    """Exclusive or with 255 inverts a level; bytes throughout take a quarter of the time of a choice of two images."""
+    """Exclusive or with 255 inverts a level; all in bytes, which a choice between two images is not."""
     inverted = fn.cast(image >= p[0], dtype=DALIDataType.UINT8) * Constant(255, dtype=DALIDataType.UINT8)
     return image ^ inverted
 

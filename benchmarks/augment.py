@@ -20,9 +20,8 @@ from pathlib import Path
 if __name__ == "__main__":  # run by path: see the package, not this folder (whose names would shadow others)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import json
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -47,6 +46,7 @@ from penstock.benchmarks.augment_chart import draw_chart
 from penstock.benchmarks.augment_contenders import CHAIN, CHAINS, OPERATIONS, Case, Contender, chain_recipe, make_case
 from penstock.benchmarks.augment_limits import copy_speed, first_view, importable, triton_report
 from penstock.benchmarks.augment_rivals import Bytes
+from penstock.benchmarks.results import check_places, write_results
 from penstock.errors import UserError, run_command
 from penstock.loaders import open_source
 from penstock.loaders.sources.shapes import CLASSES, render
@@ -112,13 +112,7 @@ def check(config: Config) -> None:
         value = getattr(config, name)
         if value is not None and np.min(value) < lowest:
             raise UserError(f"--{name} {value}: it takes at least {lowest}")
-    for path in (config.json, config.plot):
-        if path and path.is_dir():
-            raise UserError(f"{path}: this is a folder; name a file in it")
-        if path and not path.resolve().parent.is_dir():
-            raise UserError(f"{path}: there is no folder {path.resolve().parent}; create it, or name another file")
-    if config.plot and config.plot.suffix not in (".png", ".svg", ".pdf"):
-        raise UserError(f"--plot {config.plot}: the name must end in .png, .svg or .pdf")
+    check_places(json=config.json, plot=config.plot)
 
 
 # What they run on.
@@ -347,17 +341,6 @@ def _kernel_line(kernels: dict[str, Any]) -> str:
     )
 
 
-def save(path: Path, write: Callable[[Path], object]) -> None:
-    """Have a file written under a temporary name, of the same suffix, then put in place. Raises UserError."""
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        write(partial)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); name another place") from error
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the comparison. Returns 1 where a contender failed; one that cannot run here is no failure."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -382,11 +365,7 @@ def main(arguments: list[str] | None = None) -> int:
         progress.add_task("what the kernels take", total=None)
         report = report_of(config, arguments, cases, absent, photos)
     show(report, console)
-    if config.json:
-        text = json.dumps(report, indent=2) + "\n"
-        save(config.json, lambda path: path.write_text(text, encoding="utf-8"))
-    if config.plot:
-        save(config.plot, lambda path: draw_chart(report, path))
+    write_results(report, draw_chart, json_file=config.json, plot=config.plot)
     return int(bool(report["errors"]))
 
 

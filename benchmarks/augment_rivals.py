@@ -14,7 +14,6 @@ Each brings its own random values, and makes normalised float32 tensors of whole
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,30 +25,20 @@ from PIL import Image
 from torchvision import transforms, tv_tensors
 from torchvision.transforms import v2
 
+from penstock.augment.albumentations import load_package
+from penstock.augment.counterparts import counterpart
 from penstock.augment.operations import (
     CLAHE,
-    Albumentations,
-    Blur,
-    ChannelShuffle,
-    CoarseDropout,
     ColorJitter,
-    Flip,
     GaussianBlur,
-    GaussNoise,
     Grayscale,
     HorizontalFlip,
-    HueSaturationValue,
     Operation,
-    RandomBrightnessContrast,
-    RandomChoice,
     RandomResizedCrop,
-    Sharpen,
     Solarize,
     VerticalFlip,
 )
 from penstock.augment.recipe import Recipe
-from penstock.augment.rows import Interpolation
-from penstock.errors import MissingExtra
 from penstock.loaders.torchvision_baseline import MODES, transform
 
 Bytes = NDArray[np.uint8]
@@ -123,69 +112,10 @@ def _taps(sigma: tuple[float, float]) -> int:
 
 def albumentations_compose(operations: Sequence[Operation | None], size: int, finish: Recipe | None) -> Step:
     """Raises MissingExtra where the package is not installed."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks the network for a newer release
-    try:
-        import albumentations as A
-    except ImportError as error:
-        raise MissingExtra("albumentations", "albumentations") from error
+    A = load_package()
     end = [A.Normalize(finish.mean, finish.std), A.ToTensorV2()] if finish else []
-    composed = A.Compose([*(_albumentations(A, operation, size) for operation in operations), *end])
+    composed = A.Compose([*(counterpart(operation, size) for operation in operations), *end])
     return lambda image: composed(image=image)["image"]
-
-
-def _albumentations(A: Any, operation: Operation | None, size: int) -> Any:
-    """The transform of one operation, with the operation's ranges; A is the package."""
-    match operation:
-        case None:
-            return A.NoOp()
-        case RandomResizedCrop(scale=scale, ratio=ratio, interpolation=how):
-            mode = {Interpolation.BILINEAR: 1, Interpolation.BICUBIC: 2}[how]  # OpenCV's numbers
-            return A.RandomResizedCrop((size, size), scale, ratio, interpolation=mode)
-        case HorizontalFlip(p=p):
-            return A.HorizontalFlip(p=p)
-        case VerticalFlip(p=p):
-            return A.VerticalFlip(p=p)
-        case Flip(p=p):
-            both = A.Sequential([A.HorizontalFlip(p=1), A.VerticalFlip(p=1)], p=1)
-            return A.OneOf([A.HorizontalFlip(p=1), A.VerticalFlip(p=1), both], p=p)
-        case RandomChoice(operations=members, times=times):
-            return A.SomeOf([_albumentations(A, member, size) for member in members], n=times, replace=True)
-        case ColorJitter(brightness=b, contrast=c, saturation=s, hue=h, p=p):
-            ranges = {"brightness": b, "contrast": c, "saturation": s}
-            around_one = {name: (max(0, 1 - by), 1 + by) for name, by in ranges.items()}
-            return A.ColorJitter(**around_one, hue=(-h, h), p=p)
-        case GaussianBlur(sigma=sigma, kernel=kernel, p=p):
-            by_kernel = [0.3 * (side // 2) + 0.5 for side in kernel or ()]  # OpenCV's rule
-            return A.GaussianBlur(blur_limit=kernel or 0, sigma_limit=sigma or tuple(by_kernel), p=p)
-        case Albumentations(transform=name, arguments=arguments, p=p):
-            return getattr(A, name)(**dict(arguments), p=p)
-    return _albumentations_only(A, operation)
-
-
-def _albumentations_only(A: Any, operation: Operation) -> Any:
-    """Operations that torchvision has not, or only on float tensors; and gray and solarize."""
-    match operation:
-        case Grayscale(p=p):
-            return A.ToGray(p=p)
-        case Solarize(threshold=threshold, p=p):
-            return A.Solarize(threshold_range=(threshold / 255, threshold / 255), p=p)
-        case RandomBrightnessContrast(brightness=b, contrast=c, p=p):
-            return A.RandomBrightnessContrast(b, c, p=p)
-        case CLAHE(clip_limit=clip, tiles=tiles, p=p):
-            return A.CLAHE(clip, (tiles, tiles), p=p)
-        case Blur(radius=(low, high), p=p):
-            return A.Blur((2 * low + 1, 2 * high + 1), p=p)
-        case Sharpen(alpha=alpha, lightness=lightness, p=p):
-            return A.Sharpen(alpha, lightness, p=p)
-        case ChannelShuffle(p=p):
-            return A.ChannelShuffle(p=p)
-        case HueSaturationValue(hue=h, saturation=s, value=v, p=p):
-            return A.HueSaturationValue(h, s, v, p=p)
-        case CoarseDropout(holes=holes, height=height, width=width, fill=fill, p=p):
-            return A.CoarseDropout(holes, height, width, fill=fill, p=p)
-        case GaussNoise(variance=(low, high), p=p):
-            return A.GaussNoise((math.sqrt(low) / 255, math.sqrt(high) / 255), p=p)
-    raise Lacks(f"Albumentations has no {operation}")
 
 
 def _tv_tensor(image: Bytes) -> tv_tensors.Image:

@@ -19,7 +19,6 @@ from pathlib import Path
 if __name__ == "__main__":  # run by path: see the package, not this folder (whose names would shadow others)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import json
 import shlex
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +39,7 @@ from penstock.augment import Recipe
 from penstock.augment.executors import choose_executor, split_names
 from penstock.benchmarks.chart import draw_chart
 from penstock.benchmarks.photographs import Photographs, photographs
+from penstock.benchmarks.results import check_places, write_results
 from penstock.benchmarks.rival import Rival, Row
 from penstock.benchmarks.worker import choose_recipe
 from penstock.errors import UserError, run_command
@@ -102,11 +102,7 @@ def check(config: Config) -> None:
         value = getattr(config, name)
         if value is not None and value < least:
             raise UserError(f"--{name} {value}: it takes at least {least}")
-    for path in (config.json, config.plot):
-        if path and not path.resolve().parent.is_dir():
-            raise UserError(f"{path}: there is no folder {path.resolve().parent}; create it, or name another file")
-    if config.plot and config.plot.suffix not in (".png", ".svg", ".pdf"):
-        raise UserError(f"--plot {config.plot}: the name must end in .png, .svg or .pdf")
+    check_places(json=config.json, plot=config.plot)
 
 
 def plan(config: Config, files: Photographs) -> tuple[list[Row], dict[str, str]]:
@@ -290,10 +286,7 @@ def main(arguments: list[str] | None = None) -> int:
         waiting = race(rivals, config, clock)
     report = report_of(config, arguments, files, rows, waiting)
     show(report, console)
-    if config.json:
-        config.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    if config.plot:
-        draw_chart(report, config.plot)
+    write_results(report, draw_chart, json_file=config.json, plot=config.plot)
     return int(any(row.error for row in runnable))
 
 

@@ -46,8 +46,8 @@ def threads(config: CompleteConfig, team: Team) -> int:
 def share_cpus(team: Team) -> None:
     """Where the network runs on the CPU, leave one of this rank's CPUs to the loader, unless OMP_NUM_THREADS is set.
 
-    torch's threads wait for each other at the end of every operation. Measured on 2 CPUs that also had other work: 2
-    threads took 30 images/s through a small ResNet, one took 350. Undisturbed, the second thread adds a fifth.
+    torch's threads wait for each other at the end of every operation: one that shares its CPU with the loader holds up
+    all of them, and a small network then trains many times as slowly as on fewer threads.
     """
     if team.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, available_cpus() // team.on_machine - 1))

@@ -9,10 +9,9 @@ sampler.
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,31 +24,23 @@ from torchvision import transforms
 from torchvision.datasets.folder import pil_loader
 
 from penstock.augment.albumentations import check
+from penstock.augment.counterparts import counterpart
 from penstock.augment.operations import (
-    CLAHE,
-    Albumentations,
-    Blur,
     CenterCrop,
-    ChannelShuffle,
-    CoarseDropout,
     ColorJitter,
     Flip,
     GaussianBlur,
-    GaussNoise,
     Grayscale,
     HorizontalFlip,
-    HueSaturationValue,
     Operation,
-    RandomBrightnessContrast,
     RandomChoice,
     RandomResizedCrop,
-    Sharpen,
     Solarize,
     VerticalFlip,
 )
 from penstock.augment.recipe import Group, Recipe
 from penstock.augment.rows import Interpolation
-from penstock.errors import BrokenImage, MissingExtra
+from penstock.errors import BrokenImage
 from penstock.loaders.contract import Loader, Options, Views
 from penstock.loaders.order import Order
 from penstock.loaders.sources.arrays import ImageArrays
@@ -74,18 +65,11 @@ class PILGaussianBlur(nn.Module):
 
 
 class OnArray(nn.Module):
-    """A transform of Albumentations' on a PIL image. Its random values follow the worker's seed."""
+    """What Albumentations has for an operation, on a PIL image. Its random values follow the worker's seed."""
 
-    def __init__(self, name: str, **arguments: Any) -> None:
+    def __init__(self, operation: Operation, size: int) -> None:
         super().__init__()
-        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for a newer release
-        try:
-            import albumentations
-            import cv2
-        except ImportError as error:
-            raise MissingExtra("albumentations", "albumentations") from error
-        cv2.setNumThreads(1)  # as DataLoader does for torch's operations
-        self.transform = getattr(albumentations, name)(**arguments, p=1.0)
+        self.transform = counterpart(operation, size)
         self.transform.set_random_seed(random.getrandbits(32))
 
     def forward(self, image: Image.Image) -> Image.Image:
@@ -111,11 +95,11 @@ def transform(operation: Operation | None, size: int) -> nn.Module:
             return transforms.RandomSolarize(threshold, p)
         case RandomChoice(operations=members, times=times):
             return transforms.Compose(times * [transforms.RandomChoice([transform(m, size) for m in members])])
-    return transforms.RandomApply([_certain(operation)], p=operation.p)  # type: ignore[attr-defined]
+    return transforms.RandomApply([_certain(replace(operation, p=1.0), size)], p=operation.p)  # type: ignore
 
 
-def _certain(operation: Operation) -> nn.Module:
-    """The transform of an operation that applies whenever it is called."""
+def _certain(operation: Operation, size: int) -> nn.Module:
+    """The transform of an operation whose p is 1, by Albumentations where torchvision has none on PIL images."""
     match operation:
         case Flip():
             left_right, up_down = transforms.RandomHorizontalFlip(1.0), transforms.RandomVerticalFlip(1.0)
@@ -124,35 +108,7 @@ def _certain(operation: Operation) -> nn.Module:
             return transforms.ColorJitter(b, c, s, h)
         case GaussianBlur(sigma=sigma, kernel=None) if sigma:
             return PILGaussianBlur(sigma)
-    return _albumentations(operation)
-
-
-def _albumentations(operation: Operation) -> OnArray:
-    """Albumentations' transform for what torchvision has none for, or only one on tensors."""
-    match operation:
-        case GaussianBlur(sigma=sigma, kernel=(low, high)):
-            by_kernel = (0.3 * (low // 2) + 0.5, 0.3 * (high // 2) + 0.5)  # OpenCV's rule
-            return OnArray("GaussianBlur", blur_limit=(low, high), sigma_limit=sigma or by_kernel)
-        case RandomBrightnessContrast(brightness=b, contrast=c):
-            return OnArray("RandomBrightnessContrast", brightness_limit=b, contrast_limit=c)
-        case CLAHE(clip_limit=clip, tiles=tiles):
-            return OnArray("CLAHE", clip_limit=clip, tile_grid_size=(tiles, tiles))
-        case Blur(radius=(low, high)):
-            return OnArray("Blur", blur_limit=(2 * low + 1, 2 * high + 1))
-        case Sharpen(alpha=alpha, lightness=lightness):
-            return OnArray("Sharpen", alpha=alpha, lightness=lightness)
-        case ChannelShuffle():
-            return OnArray("ChannelShuffle")
-        case HueSaturationValue(hue=h, saturation=s, value=v):
-            return OnArray("HueSaturationValue", hue_shift_limit=h, sat_shift_limit=s, val_shift_limit=v)
-        case CoarseDropout(holes=holes, height=height, width=width, fill=fill):
-            sides = {"hole_height_range": height, "hole_width_range": width}
-            return OnArray("CoarseDropout", num_holes_range=holes, fill=fill, **sides)
-        case GaussNoise(variance=(low, high)):
-            return OnArray("GaussNoise", std_range=(low**0.5 / 255, high**0.5 / 255))
-        case Albumentations(transform=name, arguments=arguments):
-            return OnArray(name, **dict(arguments))
-    raise NotImplementedError(f"{operation} has no transform")
+    return OnArray(operation, size)
 
 
 def view_transforms(recipe: Recipe) -> list[nn.Module]:

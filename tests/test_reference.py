@@ -207,7 +207,7 @@ def test_rows_that_begin_with_none_are_left_alone():
 @pytest.fixture
 def without_albumentations(monkeypatch):
     monkeypatch.setitem(sys.modules, "albumentations", None)  # makes its import fail
-    for cached in (albumentations._package, albumentations._functions):
+    for cached in (albumentations.load_package, albumentations._functions):
         monkeypatch.setattr(albumentations, cached.__name__, cached.__wrapped__)
 
 

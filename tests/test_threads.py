@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from penstock.augment import albumentations
+from penstock.augment.operations import Albumentations
 from penstock.loaders import threads
 from penstock.loaders.torchvision_baseline import OnArray
 
@@ -50,12 +51,12 @@ def test_workers_compute_on_one_thread_and_the_caller_keeps_its_own():
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: albumentations.check("RandomFog", {}), lambda: OnArray("RandomFog")],
+    [lambda: albumentations.check("RandomFog", {}), lambda: OnArray(Albumentations(transform="RandomFog"), 32)],
     ids=["the executors'", "the baseline's"],
 )
 def test_opencv_computes_on_the_thread_that_calls_it(make):
     before = cv2.getNumThreads()
-    albumentations._package.cache_clear()  # else it may have been imported, and OpenCV been told
+    albumentations.load_package.cache_clear()  # else it may have been imported, and OpenCV been told
     cv2.setNumThreads(before + 2)
     try:
         make()

@@ -1,7 +1,7 @@
 """Arrays that are not counted.
 
 numba counts references to an array's memory with atomic additions, at each slice whose counting it cannot prove to be
-balanced. In loops over the lines of a small view that is a third of the time. An array on loan has no counter.
+balanced. In loops over the short lines of a small view that costs as much as the work. An array on loan has no counter.
 """
 
 from __future__ import annotations

@@ -251,7 +251,7 @@ def _transpose(strip, packed, turned, at):  # type: ignore[no-untyped-def]
 def _resize_bilinear(image, box, how, antialias, scratch, planes):  # type: ignore[no-untyped-def]
     """Vertically in strips that are transposed at once, then horizontally; between them levels keep 16 bits.
 
-    Rounded to bytes there, one pixel in eight would end a level off, and strong jitter makes five of it.
+    Rounded to bytes there, many pixels would end a level off, which strong jitter multiplies.
     """
     top, left, height, width = box
     size, taps = planes.shape[1], scratch.taps
