@@ -75,6 +75,7 @@ class Executor:
         native: the operations that the back end is left with.
         rows, routed: how many rows have been run, and how many of them went around.
         on_device: whether, for views on a GPU, `out` is to be there already; the others fill host memory.
+        within_crops: whether pixels outside of the rows' crops are never read. DALI's resize looks over the edge.
     """
 
     def __init__(self, name: str, sent: frozenset[Opcode] = frozenset()) -> None:
@@ -82,6 +83,7 @@ class Executor:
 
         self.name, self.rows, self.routed = name, 0, 0
         self.on_device = name == "fused_gpu"
+        self.within_crops = name != "dali"
         self._back_end: BackEnd = import_module(f"penstock.augment.{name}")
         self.native = self._back_end.NATIVE - sent
         self._native = _mask(self.native)

@@ -79,9 +79,16 @@ class Rows:
     parameters: NDArray[np.float32]
     seed: NDArray[np.uint64]
 
-    def views(self, which: slice) -> Rows:
-        """The programs of some of the views; shares memory."""
-        return Rows(opcode=self.opcode[which], parameters=self.parameters[which], seed=self.seed[which])
+    def views(self, which: slice, samples: slice = slice(None)) -> Rows:
+        """The programs of some of the views (and samples); shares memory."""
+        part = which, samples
+        return Rows(opcode=self.opcode[part], parameters=self.parameters[part], seed=self.seed[part])
+
+    def boxes(self) -> NDArray[np.int64]:
+        """int64 [N, 4]: the smallest part of each image that holds all its crops: top, left, bottom, right."""
+        top, left, height, width = np.moveaxis(self.parameters[:, :, 0, :4].astype(np.int64), -1, 0)
+        first, last = (top.min(0), left.min(0)), ((top + height).max(0), (left + width).max(0))
+        return np.stack([*first, *last], axis=1)
 
     def program(self, view: int, sample: int) -> list[tuple[Opcode, NDArray[np.float32], int]]:
         """The used slots of one row, in order."""

@@ -23,8 +23,10 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock.augment.pixels import Pixels
 from penstock.errors import BrokenImage, UserError
-from penstock.loaders.decode import decode_rgb, encode_png
+from penstock.loaders.decode import encode_png, encoded_decoder
+from penstock.loaders.fetched import DecodeInto, Fetched, Ready
 from penstock.loaders.shard import CHANGED, Entry, Place, ShardWriter, checksum
 from penstock.loaders.sidecar import read_sidecar
 from penstock.loaders.sources.base import UNLABELLED, Source
@@ -250,15 +252,39 @@ class BetonSource(Source):
 
     def decode(self, index: int) -> NDArray[np.uint8]:
         """uint8 [H, W, 3]; of a RAW image a read-only view of the file."""
-        data, (mode, width, height, _) = self.stored(index), self.images[index].item()
-        if mode == RAW:
-            if len(data) != height * width * 3:
-                raise BrokenImage(self.location(index), f"{len(data)} bytes cannot be {height}×{width} pixels")
-            return data.reshape(height, width, 3)
-        image = decode_rgb(data.tobytes(), self.location(index))
-        if image.shape[:2] != (height, width):
-            raise BrokenImage(self.location(index), f"it decodes to {image.shape}, the table says {height}×{width}")
-        return image
+        _, width, height, _ = self.images[index].item()
+        if self.images["mode"][index] == RAW:
+            return self._raw(index).reshape(height, width, 3)
+        out = np.empty((height, width, 3), np.uint8)
+        self._decoder(index)(out, None)
+        return out
+
+    def fetch(self, indices: NDArray[np.int64]) -> Fetched | Ready:
+        height, width = self.sizes(indices)
+        if self.storage != "raw":
+            return Fetched(height=height, width=width, decode=[self._decoder(int(i)) for i in indices])
+        for index in indices[self._unchecked[indices] | (self.lengths[indices] != height * width * 3)]:
+            self._raw(int(index))
+        offset = self.images["pointer"][indices].astype(np.int64)
+        return Ready(Pixels(data=self._file, offset=offset, height=height, width=width))
+
+    def sizes(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """From the table: no image is touched."""
+        images = self.images[indices]
+        return images["height"].astype(np.int64), images["width"].astype(np.int64)
+
+    def _decoder(self, index: int) -> DecodeInto:
+        if self.images["mode"][index] == RAW:
+            raw = self._raw(index)
+            return lambda out, box: np.copyto(out, raw.reshape(out.shape))
+        return encoded_decoder(self.stored(index).tobytes(), self.location(index))
+
+    def _raw(self, index: int) -> NDArray[np.uint8]:
+        """A RAW image's bytes, as many as its size asks for. Raises BrokenImage."""
+        data, (_, width, height, _) = self.stored(index), self.images[index].item()
+        if len(data) != height * width * 3:
+            raise BrokenImage(self.location(index), f"{len(data)} bytes cannot be {height}×{width} pixels")
+        return data
 
     def location(self, index: int) -> str:
         return f"{self.path}[{index}]"

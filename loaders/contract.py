@@ -14,6 +14,7 @@ import torch
 from penstock.augment.executors import Executor
 from penstock.augment.recipe import Recipe
 from penstock.loaders.order import Order
+from penstock.loaders.skipped import Skipped
 from penstock.loaders.sources.base import Source
 
 
@@ -28,6 +29,8 @@ class Options:
         device, dtype: where the views end up, and as what.
         executor, fallback: the code that moves the pixels, and the operations that it leaves to Albumentations, by
             name (`augment/executors.py`); nothing to a loader that brings its own augmentation.
+        on_error: what to do about an image that cannot be read: `raise`, or `skip` (see `skipped.py`).
+        budget: bytes that `resident` may hold; None: half of what is free.
     """
 
     recipe: Recipe
@@ -37,6 +40,8 @@ class Options:
     dtype: torch.dtype = torch.float32
     executor: str = "auto"
     fallback: tuple[str, ...] = ()
+    on_error: str = "raise"
+    budget: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +82,7 @@ class Loader(ABC):
     Attributes:
         executor: what makes the views, and counts how many of them went around it; None where the loader brings its
             own augmentation.
+        skipped: the images that could not be read so far, by index, and why.
     """
 
     executor: Executor | None = None
@@ -84,6 +90,7 @@ class Loader(ABC):
     def __init__(self, source: Source, options: Options) -> None:
         self.source, self.options = source, options
         self.recipe, self.order, self.state = options.recipe, options.order, LoaderState()
+        self.skipped = Skipped(source, options.on_error)
 
     @abstractmethod
     def epoch(self, epoch: int, consumed: int = 0) -> Iterator[Views]:

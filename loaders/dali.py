@@ -7,7 +7,9 @@ function of epoch and iteration, so a run resumes exactly. The decoder is nvJPEG
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,8 @@ from numpy.typing import NDArray
 
 from penstock.errors import BrokenImage, MissingExtra
 from penstock.loaders.contract import Options
-from penstock.loaders.pipeline import Decode, PipelineLoader
+from penstock.loaders.fetched import Fetched, copied
+from penstock.loaders.pipeline import Fetch, PipelineLoader
 from penstock.loaders.sources.base import Source
 
 DALI_PREFETCH = 2  # decoded batches that DALI's own threads keep ahead
@@ -30,6 +33,7 @@ class DALILoader(PipelineLoader):
     def __init__(self, source: Source, options: Options) -> None:
         super().__init__(source, options)
         self.walk: tuple[int, int] = (0, 0)  # (epoch, consumed) that DALI's current pass walks
+        self.fed: deque[NDArray[np.int64]] = deque()  # the samples of the batches that DALI has and we do not
         self.pipe: Any = None
 
     def _build(self) -> Any:
@@ -61,28 +65,53 @@ class DALILoader(PipelineLoader):
         if info.iteration >= self.order.steps(consumed):
             raise StopIteration
         index = self.order.indices(epoch, info.iteration, consumed)
-        return [np.frombuffer(self.source.encoded(int(i)), np.uint8) for i in index]
+        self.skipped.replace(index)
+        self.fed.append(index)
+        return [self._bytes(index[n : n + 1]) for n in range(len(index))]
 
-    def _decoded(self, epoch: int, consumed: int) -> Iterator[tuple[NDArray[np.int64], Decode]]:
-        self.walk = (epoch, consumed)
-        pipe, self.pipe = self.pipe or self._build(), None
+    def _bytes(self, one: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The bytes of the one sample named; where they cannot be read, of the one that is put in its place."""
+        while True:
+            try:
+                return np.frombuffer(self.source.encoded(int(one[0])), np.uint8)
+            except BrokenImage as error:
+                self.skipped.add(one, error)
+
+    def _fetched(self, epoch: int, consumed: int) -> Iterator[tuple[NDArray[np.int64], Fetch]]:
+        pipe, self.pipe = self.pipe, None
+        self._begin(epoch, consumed)
         for step in range(self.order.steps(consumed)):
-            index = self.order.indices(epoch, step, consumed)
-            images = self._run(pipe, index)
-            yield index, images.__getitem__
+            pipe = pipe or self._build()
+            try:
+                images = self._run(pipe)
+            except RuntimeError as error:
+                index, pipe = self.fed[0], None  # DALI gives up the whole pass for one image
+                if self.options.on_error == "raise":
+                    raise self._broken(index, error) from error
+                self._begin(epoch, consumed + (step + 1) * self.order.global_batch)
+                yield index, partial(self._fetch_part, index)
+            else:
+                yield self.fed.popleft(), partial(_part_of, images)
+        if pipe:
+            self.pipe = self._at_its_start(pipe)
+
+    def _begin(self, epoch: int, consumed: int) -> None:
+        """What DALI's next pass walks."""
+        self.walk = epoch, consumed
+        self.fed.clear()
+
+    def _run(self, pipe: Any) -> list[NDArray[np.uint8]]:
+        (images,) = pipe.run()
+        host = images.as_cpu() if self.device.type == "cuda" else images
+        return [np.asarray(host[i]) for i in range(len(host))]
+
+    def _at_its_start(self, pipe: Any) -> Any:
+        """The same graph, ready for another pass."""
         try:
             pipe.run()  # DALI learns that the pass is over …
         except StopIteration:
             pipe.reset()  # … and the next one may begin
-            self.pipe = pipe
-
-    def _run(self, pipe: Any, index: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-        try:
-            (images,) = pipe.run()
-        except RuntimeError as error:
-            raise self._broken(index, error) from error
-        host = images.as_cpu() if self.device.type == "cuda" else images
-        return [np.asarray(host[i]) for i in range(len(index))]
+        return pipe
 
     def close(self) -> None:
         super().close()
@@ -96,3 +125,7 @@ class DALILoader(PipelineLoader):
             except BrokenImage as broken:
                 return broken
         return BrokenImage(f"{self.source.name}, samples {index[0]}…{index[-1]}", str(error).strip().splitlines()[0])
+
+
+def _part_of(images: list[NDArray[np.uint8]], part: slice) -> Fetched:
+    return copied(images[part])

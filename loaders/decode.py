@@ -20,8 +20,9 @@ import logging
 import struct
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from penstock.errors import BrokenImage
+from penstock.loaders.fetched import Box, DecodeInto, Fetched
 
 LOG = logging.getLogger(__name__)
 MOST_PIXELS = 178_956_970  # twice PIL.Image.MAX_IMAGE_PIXELS: where Pillow itself refuses
@@ -42,26 +44,62 @@ T = TypeVar("T")
 
 def decode_rgb(data: bytes, location: str) -> NDArray[np.uint8]:
     """Decode to uint8 [H, W, 3], upright. Raises BrokenImage, which names `location`."""
-    header = JpegHeader.read(data)
-    if header is None or header.bits != 8 or header.components not in (1, 3):
-        return _forgiving(_pillow_rgb, data, location)
-    if header.height * header.width > MOST_PIXELS:
-        raise BrokenImage(location, f"{header.width} x {header.height} pixels, more than the limit of {MOST_PIXELS}")
-    try:
-        pixels = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, strict=True)
-    except ValueError as error:
-        if any(words in str(error) for words in LOST_PIXELS):
-            raise BrokenImage(location, f"damaged JPEG: {error}") from error
-        return _forgiving(_pillow_rgb, data, location)
-    return _upright(pixels, header.orientation)
+    return _decode(data, location, JpegHeader.read(data))
+
+
+def fetch_encoded(encoded: Sequence[bytes], locations: Sequence[str]) -> Fetched:
+    """Images whose files' bytes are at hand. Raises BrokenImage, also where sizes cannot be read."""
+    headers = [JpegHeader.read(data) for data in encoded]
+    images = list(zip(encoded, locations, headers, strict=True))
+    sizes = np.array([_size(*image) for image in images], np.int64).reshape(-1, 2)
+    return Fetched(height=sizes[:, 0], width=sizes[:, 1], decode=[partial(_decode_into, *image) for image in images])
+
+
+def encoded_decoder(data: bytes, location: str) -> DecodeInto:
+    """What decodes one such image."""
+    return partial(_decode_into, data, location, JpegHeader.read(data))
 
 
 def image_size(data: bytes, location: str = "image") -> tuple[int, int]:
     """Height and width of the upright image, from its headers alone. Raises BrokenImage."""
-    header = JpegHeader.read(data)
+    return _size(data, location, JpegHeader.read(data))
+
+
+def _size(data: bytes, location: str, header: JpegHeader | None) -> tuple[int, int]:
     if header is None:
         return _forgiving(_pillow_size, data, location)
+    if header.height * header.width > MOST_PIXELS:
+        raise BrokenImage(location, f"{header.width} x {header.height} pixels, more than the limit of {MOST_PIXELS}")
     return (header.width, header.height) if header.orientation >= 5 else (header.height, header.width)
+
+
+def _decode_into(
+    data: bytes, location: str, header: JpegHeader | None, out: NDArray[np.uint8], box: Box | None
+) -> None:
+    """Decode into `out`, uint8 [H, W, 3] of the size that the header names. Raises BrokenImage."""
+    plain = header is not None and header.orientation == 1
+    image = _decode(data, location, header, out if plain else None)
+    if image.shape != out.shape:
+        (height, width), (rows, columns) = image.shape[:2], out.shape[:2]
+        raise BrokenImage(location, f"it decodes to {height}×{width} pixels, {rows}×{columns} were announced")
+    if image is not out:
+        np.copyto(out, image)
+
+
+def _decode(
+    data: bytes, location: str, header: JpegHeader | None, out: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    """The upright image; libjpeg-turbo writes it into `out`, where given, of an image that is stored upright."""
+    if header is None or header.bits != 8 or header.components not in (1, 3):
+        return _forgiving(_pillow_rgb, data, location)
+    _size(data, location, header)  # refuses decompression bombs
+    try:
+        pixels = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, strict=True, buffer=out)
+    except ValueError as error:
+        if any(words in str(error) for words in LOST_PIXELS):
+            raise BrokenImage(location, f"damaged JPEG: {error}") from error
+        return _forgiving(_pillow_rgb, data, location)
+    return out if out is not None and pixels.shape == out.shape else _upright(pixels, header.orientation)
 
 
 def is_canonical(data: bytes) -> bool:

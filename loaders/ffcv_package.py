@@ -53,6 +53,10 @@ class FFCVPackageLoader(Loader):
 
     def __init__(self, source: Source, options: Options) -> None:
         super().__init__(source, options)
+        if options.on_error == "skip":
+            raise UserError(
+                "--on-error skip: the ffcv package does not tell broken images from whole ones: use --loader ffcv"
+            )
         self.shard, self.positions = _unwrap(source)
         _import_ffcv()
         self.now = self.recipe.at(0)

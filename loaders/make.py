@@ -45,6 +45,7 @@ LOADERS: dict[str, LoaderInfo] = {
     ),
     "folder": LoaderInfo(about="the files as they are, libjpeg-turbo in threads, one decode for all views"),
     "ffcv": LoaderInfo(about="our reader of .beton shards, one decode for all views", reads="beton"),
+    "resident": LoaderInfo(about="every image decoded once, then held in RAM (or GPU memory)"),
     "dali": LoaderInfo(
         about="DALI decodes (nvJPEG on a GPU), our executor makes the views",
         reads="webdataset",
@@ -81,6 +82,10 @@ def _loader_class(name: str) -> type[Loader]:
             from penstock.loaders.torchvision_baseline import TorchvisionLoader
 
             return TorchvisionLoader
+        case "resident":
+            from penstock.loaders.resident import ResidentLoader
+
+            return ResidentLoader
         case "dali":
             from penstock.loaders.dali import DALILoader
 
@@ -175,6 +180,8 @@ def make_loader(
     keep_tail: bool = False,
     executor: str = "auto",
     fallback: Sequence[str] = (),
+    on_error: str = "raise",
+    budget: int | None = None,
     cache: Path | None = None,
 ) -> Loader:
     """A loader of the source's views, behind the contract of `loaders/contract.py`.
@@ -191,6 +198,9 @@ def make_loader(
         shuffle, keep_tail: see `Order`.
         executor, fallback: the code that moves the pixels, and the operations that it leaves to Albumentations
             (`augment/executors.py`); only for loaders that do not bring their own augmentation.
+        on_error: `raise`, or `skip`: an image that cannot be read gives way to the next one of the set, and is counted
+            in the loader's `skipped`.
+        budget: bytes of memory that `resident` may fill, on a GPU of its memory; None takes half of what is free.
         cache: where shards are kept; None takes `$PENSTOCK_CACHE` or `~/.cache/penstock`.
 
     Raises:
@@ -208,5 +218,7 @@ def make_loader(
         dtype=dtype,
         executor=executor,
         fallback=tuple(fallback),
+        on_error=on_error,
+        budget=budget,
     )
     return _loader_class(name)(prepare(source, name, workers=workers, cache=cache), options)

@@ -12,10 +12,11 @@ holds random state: whatever the number of threads, the same batch comes out, bi
 from __future__ import annotations
 
 import sys
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 
@@ -28,27 +29,32 @@ from penstock.augment.draw import draw
 from penstock.augment.executors import Executor, choose_executor
 from penstock.augment.pixels import Pixels
 from penstock.augment.recipe import SMALLEST, Group, evaluation
+from penstock.errors import BrokenImage
 from penstock.loaders.contract import Loader, Options, Views
+from penstock.loaders.fetched import Fetched, Ready
+from penstock.loaders.memory import Recycler, Room
 from penstock.loaders.sources.base import Source
 from penstock.loaders.threads import one_thread_each
 
 PREFETCH = 2  # batches made ahead of the one in use: one being finished, one to even out slow images
 CHUNKS_PER_WORKER = 4  # small enough that no thread is left with the last large images, large enough to share overhead
 
-Decode = Callable[[slice], Sequence[NDArray[np.uint8]]]  # the images of a part of a batch; called in the workers
+Fetch = Callable[[slice], Fetched | Ready]  # reads the images of a part of a batch; called in the workers
 
 
 @dataclass
 class _Pending:
-    """A batch being made: its views are whole once every future is done."""
+    """A batch being made: its views are whole, and its index settled, once every future is done."""
 
+    epoch: int
     index: NDArray[np.int64]
+    fetch: Fetch
     groups: list[torch.Tensor]  # [V·N, 3, S, S] each
-    futures: list[Future[None]]
+    futures: list[Future[None]] = field(default_factory=list)
 
 
 class PipelineLoader(Loader):
-    """Views of a source, made by threads that call `source.decode` and the executor."""
+    """Views of a source, made by threads that fetch from it, decode, and call the executor."""
 
     executor: Executor
 
@@ -59,13 +65,15 @@ class PipelineLoader(Loader):
         if not self.executor.on_device:  # the others write by compiled code, too
             compile_views(speaks=self.order.rank == 0)
         self.pool = one_thread_each(options.workers, "penstock-loader")
+        self.memory = Recycler()
+        self.rooms = threading.local()
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def epoch(self, epoch: int, consumed: int = 0) -> Iterator[Views]:
         pending: deque[_Pending] = deque()
         try:
-            for index, decode in self._decoded(epoch, consumed):
-                pending.append(self._start(epoch, index, decode))
+            for index, fetch in self._fetched(epoch, consumed):
+                pending.append(self._start(epoch, index, fetch))
                 if len(pending) > PREFETCH:
                     yield self._finish(pending.popleft())
             while pending:
@@ -74,49 +82,69 @@ class PipelineLoader(Loader):
             for future in [future for batch in pending for future in batch.futures]:
                 future.cancel()
 
-    def _decoded(self, epoch: int, consumed: int) -> Iterator[tuple[NDArray[np.int64], Decode]]:
-        """Each step's samples, and a function that decodes a part of them."""
+    def _fetched(self, epoch: int, consumed: int) -> Iterator[tuple[NDArray[np.int64], Fetch]]:
+        """Each step's samples, and a function that fetches a part of them."""
         for step in range(self.order.steps(consumed)):
             index = self.order.indices(epoch, step, consumed)
-            yield index, partial(self._decode_part, index)
+            yield index, partial(self._fetch_part, index)
 
-    def _decode_part(self, index: NDArray[np.int64], part: slice) -> list[NDArray[np.uint8]]:
-        return [self.source.decode(int(i)) for i in index[part]]
+    def _fetch_part(self, index: NDArray[np.int64], part: slice) -> Fetched | Ready:
+        return self.source.fetch(index[part])
 
-    def _start(self, epoch: int, index: NDArray[np.int64], decode: Decode) -> _Pending:
-        groups = [self._empty(group, len(index)) for group in self.recipe.groups]
+    def _start(self, epoch: int, index: NDArray[np.int64], fetch: Fetch) -> _Pending:
+        batch = _Pending(epoch, index, fetch, [self._empty(group, len(index)) for group in self.recipe.groups])
         chunk = max(1, -(-len(index) // (self.options.workers * CHUNKS_PER_WORKER)))
-        parts = [slice(first, first + chunk) for first in range(0, len(index), chunk)]
-        futures = [self.pool.submit(self._make, epoch, index, decode, part, groups) for part in parts]
-        return _Pending(index, groups, futures)
+        parts = [slice(first, min(first + chunk, len(index))) for first in range(0, len(index), chunk)]
+        batch.futures = [self.pool.submit(self._make, batch, part) for part in parts]
+        return batch
 
     def _empty(self, group: Group, samples: int) -> torch.Tensor:
         """Room for a group's views: where the executor writes them."""
         shape = ((group.views.stop - group.views.start) * samples, 3, group.size, group.size)
+        if self.device.type == "cpu":
+            return self.memory.empty(shape, self.options.dtype)
         there = self.device if self.executor.on_device else torch.device("cpu")
-        pinned = self.device.type == "cuda" and there.type == "cpu"
         with torch.cuda.stream(self.stream):  # memory that other streams still read is not given out here
             return torch.empty(
-                shape, dtype=self.options.dtype, device=there, memory_format=torch.channels_last, pin_memory=pinned
+                shape,
+                dtype=self.options.dtype,
+                device=there,
+                memory_format=torch.channels_last,
+                pin_memory=there.type == "cpu",
             )
 
-    def _make(
-        self, epoch: int, index: NDArray[np.int64], decode: Decode, part: slice, groups: list[torch.Tensor]
-    ) -> None:
-        """Take one chunk from bytes to views: fill its samples' part of every group, each [V·N, 3, S, S]."""
-        pixels = Pixels.from_images(decode(part))
+    def _make(self, batch: _Pending, part: slice) -> None:
+        """Take one chunk from bytes to views: fill its samples' part of every group."""
+        index = batch.index[part]
+        self.skipped.replace(index)
+        while True:
+            try:
+                return self._fill(batch, part)
+            except BrokenImage as error:
+                self.skipped.add(index, error)
+
+    def _fill(self, batch: _Pending, part: slice) -> None:
+        fetched = batch.fetch(part)
         rows = draw(
             self.recipe,
             seed=self.order.seed,
-            epoch=epoch,
-            index=index[part],
-            height=pixels.height,
-            width=pixels.width,
+            epoch=batch.epoch,
+            index=batch.index[part],
+            height=fetched.height,
+            width=fetched.width,
         )
-        with torch.cuda.stream(self.stream):
-            for group, out in zip(self.recipe.groups, groups, strict=True):
-                by_view = out.unflatten(0, (-1, len(index)))  # [V, N, 3, S, S]
-                self.executor(pixels, rows.views(group.views), self.recipe, by_view[:, part])
+        boxes = rows.boxes() if self.executor.within_crops else None
+        for some, pixels in fetched.portions(self._room(), boxes):
+            with torch.cuda.stream(self.stream):
+                for group, out in zip(self.recipe.groups, batch.groups, strict=True):
+                    by_view = out.unflatten(0, (-1, len(batch.index)))[:, part]  # [V, n, 3, S, S]
+                    self.executor(pixels, rows.views(group.views, some), self.recipe, by_view[:, some])
+
+    def _room(self) -> Room:
+        """This thread's."""
+        if not hasattr(self.rooms, "room"):
+            self.rooms.room = Room()
+        return self.rooms.room
 
     def _finish(self, batch: _Pending) -> Views:
         for future in batch.futures:

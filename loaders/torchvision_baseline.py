@@ -125,23 +125,32 @@ def view_transforms(recipe: Recipe) -> list[nn.Module]:
 class Broken:
     """What a worker hands over for an image that Pillow cannot read: an exception would arrive without its fields."""
 
+    index: int
     location: str
     reason: str
 
 
-def collate(
-    items: list[Any], groups: tuple[Group, ...]
-) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor] | Broken:
-    """DataLoader's own batching of each group, all first views before all second ones; or the first broken image."""
-    if broken := next((item for item in items if isinstance(item, Broken)), None):
-        return broken
-    if not items:  # a rank that has no part in a kept tail still takes the step
+@dataclass(frozen=True)
+class Collated:
+    """A batch from a worker: the views of each group, [V·N, 3, S, S], and the images that were passed over for it."""
+
+    groups: list[torch.Tensor]
+    index: torch.Tensor
+    label: torch.Tensor
+    broken: list[Broken]
+
+
+def collate(items: list[Any], groups: tuple[Group, ...]) -> Collated:
+    """DataLoader's own batching of each group, all first views before all second ones."""
+    broken = [each for *_, passed_over in items for each in passed_over]
+    whole = [item for item in items if item[0]]
+    if not whole:  # a rank that has no part in a kept tail still takes the step
         nothing = torch.empty(0, dtype=torch.int64)
-        return [torch.empty(0, 3, group.size, group.size) for group in groups], nothing, nothing
-    views, index, label = zip(*items, strict=True)
+        return Collated([torch.empty(0, 3, group.size, group.size) for group in groups], nothing, nothing, broken)
+    views, index, label, _ = zip(*whole, strict=True)
     by_view = list(zip(*views, strict=True))
     in_order = [[view for same in by_view[group.views] for view in same] for group in groups]
-    return [default_collate(views) for views in in_order], torch.tensor(index), torch.tensor(label)
+    return Collated([default_collate(views) for views in in_order], torch.tensor(index), torch.tensor(label), broken)
 
 
 class ManyViews(Dataset):
@@ -150,24 +159,36 @@ class ManyViews(Dataset):
     The epoch comes with the index because the workers outlive epochs, and a recipe may change between them.
     """
 
-    def __init__(self, source: Source, recipe: Recipe) -> None:
-        self.source, self.recipe = source, recipe
+    def __init__(self, source: Source, recipe: Recipe, on_error: str) -> None:
+        self.source, self.recipe, self.on_error = source, recipe, on_error
         self.epoch, self.now = -1, recipe  # what the transforms were made for
         self.transforms: list[nn.Module] = []
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, asked: tuple[int, int]) -> tuple[list[torch.Tensor], int, int] | Broken:
-        index, epoch = asked
+    def __getitem__(self, asked: tuple[int, int]) -> tuple[list[torch.Tensor], int, int, list[Broken]]:
+        """Views of the image, or of the next that can be read; no views where none is to be looked for, or there."""
+        first, epoch = asked
         self._follow(epoch)
+        broken: list[Broken] = []
+        for index in (i % len(self) for i in range(first, first + len(self))):
+            image = self._open(index)
+            if not isinstance(image, Broken):
+                views = [transform(image) for transform in self.transforms]
+                return views, index, int(self.source.labels[index]), broken
+            broken.append(image)
+            if self.on_error == "raise":
+                break
+        return [], first, -1, broken
+
+    def _open(self, index: int) -> Image.Image | Broken:
         try:
-            image = open_pil(self.source, index)
+            return open_pil(self.source, index)
         except BrokenImage as error:
-            return Broken(error.location, error.reason)
+            return Broken(index, error.location, error.reason)
         except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and others on damaged files
-            return Broken(self.source.location(index), str(error))
-        return [transform(image) for transform in self.transforms], index, int(self.source.labels[index])
+            return Broken(index, self.source.location(index), str(error))
 
     def _follow(self, epoch: int) -> None:
         """Have the epoch's transforms. Made in the worker: of the parent's, all would draw the same values."""
@@ -215,7 +236,7 @@ class TorchvisionLoader(Loader):
         self.sampler = EpochBatches(self.order)
         self.generator = torch.Generator()
         self.loader = DataLoader(
-            ManyViews(source, self.recipe),
+            ManyViews(source, self.recipe, options.on_error),
             batch_sampler=self.sampler,
             num_workers=options.workers,
             persistent_workers=options.workers > 0,
@@ -235,10 +256,9 @@ class TorchvisionLoader(Loader):
         self.sampler.epoch, self.sampler.consumed = epoch, consumed
         self.generator.manual_seed((self.order.seed * 1_000_003 + epoch) & (2**63 - 1))
         for batch in self.loader:
-            if isinstance(batch, Broken):
-                raise BrokenImage(batch.location, batch.reason)
-            groups, index, label = batch
-            yield Views(groups=[self._upload(group) for group in groups], index=index, label=label)
+            for broken in batch.broken:
+                self.skipped.add(np.array([broken.index]), BrokenImage(broken.location, broken.reason))
+            yield Views(groups=[self._upload(group) for group in batch.groups], index=batch.index, label=batch.label)
 
     def _upload(self, views: torch.Tensor) -> torch.Tensor:
         views = views.to(self.options.device, self.options.dtype, non_blocking=True)

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from penstock.errors import BrokenImage, UserError
 from penstock.loaders import wds_index
 from penstock.loaders.beton import MOST_CLASSES
-from penstock.loaders.decode import decode_rgb
+from penstock.loaders.decode import decode_rgb, fetch_encoded
+from penstock.loaders.fetched import Fetched
 from penstock.loaders.shard import CHANGED, Entry, Place, ShardWriter, checksum
 from penstock.loaders.sidecar import read_sidecar
 from penstock.loaders.sources.base import UNLABELLED, Source
@@ -209,6 +210,9 @@ class WebDatasetSource(Source):
 
     def decode(self, index: int) -> NDArray[np.uint8]:
         return decode_rgb(self.encoded(index), self.location(index))
+
+    def fetch(self, indices: NDArray[np.int64]) -> Fetched:
+        return fetch_encoded([self.encoded(int(i)) for i in indices], [self.location(int(i)) for i in indices])
 
     def location(self, index: int) -> str:
         return f"{self.path}[{index}]"

@@ -12,9 +12,16 @@ from hypothesis import strategies as st
 
 from penstock.augment import Pixels, Recipe, draw, load_recipe
 from penstock.augment.executors import Executor, choose_executor, fallback_opcodes
-from penstock.augment.operations import Albumentations, CenterCrop, ColorJitter, HorizontalFlip, Solarize
+from penstock.augment.operations import (
+    Albumentations,
+    CenterCrop,
+    ColorJitter,
+    HorizontalFlip,
+    RandomResizedCrop,
+    Solarize,
+)
 from penstock.augment.recipe import View
-from penstock.augment.rows import Opcode
+from penstock.augment.rows import Interpolation, Opcode
 from penstock.errors import UserError
 from tests.random_recipes import recipes
 
@@ -56,6 +63,27 @@ def test_rows_around_the_executor_come_out_as_from_the_reference(name):
     if name == "fused_cpu":
         levels = (out - expected).abs() * 255 * torch.tensor(recipe.std).view(3, 1, 1)
         assert levels.mean() < 1.0
+
+
+@pytest.mark.parametrize("name", CPU_EXECUTORS)
+@pytest.mark.parametrize("antialias", [True, False])
+def test_nothing_is_read_outside_of_the_crops(name, antialias):
+    """So loaders need not decode it. Small crops of large images, cubic ones too, reach beyond themselves if any do."""
+    crops = [
+        RandomResizedCrop(scale=(0.05, 0.3), interpolation=how, antialias=antialias)
+        for how in (Interpolation.BILINEAR, Interpolation.BICUBIC)
+    ]
+    for recipe in (Recipe(name="", about="", views=(View(operations=(crop,), size=24, count=2),)) for crop in crops):
+        pixels = images(6, height=60, width=50)
+        spoilt = Pixels.from_images([pixels.image(n) for n in range(6)])
+        for n, (top, left, bottom, right) in enumerate(rows_of(recipe, pixels).boxes()):
+            inside = spoilt.image(n)[top:bottom, left:right].copy()
+            spoilt.image(n)[:] = 255 - spoilt.image(n)
+            spoilt.image(n)[top:bottom, left:right] = inside
+        assert not np.array_equal(spoilt.data, pixels.data)
+        executor = choose_executor(name, recipe)
+        assert executor.within_crops
+        torch.testing.assert_close(run(executor, recipe, spoilt), run(executor, recipe, pixels), rtol=0, atol=0)
 
 
 def test_routing_is_per_row_and_counted():

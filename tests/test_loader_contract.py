@@ -14,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from penstock.augment import Recipe, evaluation, jit, load_recipe
+from penstock.augment import Recipe, draw, evaluation, jit, load_recipe
+from penstock.augment.executors import choose_executor
 from penstock.augment.operations import (
     OPERATIONS,
     Albumentations,
@@ -24,6 +25,7 @@ from penstock.augment.operations import (
     HorizontalFlip,
     RandomChoice,
 )
+from penstock.augment.pixels import Pixels
 from penstock.augment.recipe import View
 from penstock.errors import BrokenImage, UserError
 from penstock.loaders import LOADERS, Subset, make_loader, missing, open_source
@@ -32,7 +34,7 @@ from penstock.loaders.pipeline import compile_views
 from penstock.loaders.torchvision_baseline import transform
 
 IMAGES, BATCH, SIZE = 22, 6, 16
-OURS = ["folder", "ffcv", "dali"]  # views are an executor's, on our rows
+OURS = ["folder", "ffcv", "resident", "dali"]  # views are an executor's, on our rows
 RECIPES = ["moco-v2", "albumentations-7", "pool-14", "multi-crop"]
 WHOLE = CenterCrop(fraction=1.0)
 FLIPPED = HorizontalFlip(p=1.0)
@@ -287,10 +289,22 @@ def test_workers_ranks_and_going_on_change_no_pixel(ours, recipe, make):
         loader.close()
 
 
-@pytest.mark.parametrize("other", ["ffcv", "dali"])
+@pytest.mark.parametrize("other", OURS[1:])
 def test_our_loaders_give_the_same_pixels(other, recipe, make):
     need(other)
     assert_same(list(make("folder", recipe=recipe).epoch(0)), list(make(other, recipe=recipe).epoch(0)))
+
+
+def test_views_are_the_executors_of_the_image_as_pillow_reads_it(ours, recipe, make, data):
+    executor = choose_executor("auto", recipe)
+    for views in make(ours, recipe=recipe, keep_tail=True).epoch(1):
+        index = views.index.numpy()
+        pixels = Pixels.from_images([np.asarray(Image.open(data.path(i)).convert("RGB")) for i in index])
+        rows = draw(recipe, seed=0, epoch=1, index=index, height=pixels.height, width=pixels.width)
+        for group, made in zip(recipe.groups, views.groups, strict=True):
+            expected = torch.empty_like(made)
+            executor(pixels, rows.views(group.views), recipe, expected.unflatten(0, (-1, len(index))))
+            assert torch.equal(made, expected)
 
 
 def test_no_two_epochs_show_the_same_views(recipe, make):
@@ -424,5 +438,7 @@ def test_the_dali_pipeline_holds_dalis_decoder(make):
 
 
 def test_an_unknown_loader_names_those_there_are(data):
-    with pytest.raises(UserError, match="'dalli' is not known: choose one of torchvision, folder, ffcv, dali"):
+    with pytest.raises(
+        UserError, match="'dalli' is not known: choose one of torchvision, folder, ffcv, res"
+    ):
         make_loader("dalli", data, recipe=load_recipe("moco-v2", size=SIZE), batch=2)

@@ -132,11 +132,24 @@ def _workspace(size: int, longest: int) -> tuple[Scratch, NDArray[np.uint8], NDA
     return spaces[size][1]
 
 
+class _Writable:
+    """A read-only array, such as a file's mapping, for compiled code that is known not to write to it."""
+
+    def __init__(self, array: NDArray[np.uint8]) -> None:
+        self.array = array  # kept alive for as long as what is made of this
+        address, _ = array.__array_interface__["data"]
+        self.__array_interface__ = array.__array_interface__ | {"data": (address, False)}
+
+
+def _writable(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return array if array.flags.writeable else np.asarray(_Writable(array))
+
+
 def _launch(pixels: Pixels, rows: Rows, table: NDArray[np.uint32], size: int, target: Target) -> None:
-    """Run the rows on one thread. Arrays are made contiguous first: others would be compiled anew."""
+    """Run the rows on one thread. Arrays are made contiguous and writable first: others would be compiled anew."""
     longest = max(int(pixels.height.max()), int(pixels.width.max()))
     _run(
-        pixels.data,
+        _writable(pixels.data),
         np.ascontiguousarray(pixels.offset),
         np.ascontiguousarray(pixels.height),
         np.ascontiguousarray(pixels.width),

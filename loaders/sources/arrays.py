@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from penstock.augment.pixels import Pixels
 from penstock.loaders.decode import encode_png
+from penstock.loaders.fetched import Ready
 from penstock.loaders.sources.base import Source
 
 HASHED_AT_ONCE = 4096  # images; bounds the memory that a fingerprint of a mapped array takes
@@ -38,6 +40,16 @@ class ImageArrays(Source):
 
     def decode(self, index: int) -> NDArray[np.uint8]:
         return np.array(self.images[index], order="C")  # a copy: what a caller does to it stays with the caller
+
+    def fetch(self, indices: NDArray[np.int64]) -> Ready:
+        _, height, width, channels = self.images.shape
+        sides = [np.full(len(indices), side, np.int64) for side in (height, width)]
+        if self.images.flags.c_contiguous:
+            data, places = self.images.reshape(-1), indices
+        else:
+            data, places = np.ascontiguousarray(self.images[indices]).reshape(-1), np.arange(len(indices))
+        offset = places * (height * width * channels)
+        return Ready(Pixels(data=data, offset=offset, height=sides[0], width=sides[1]))
 
     def location(self, index: int) -> str:
         return f"{self.name}[{index}]"

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock.loaders.fetched import Fetched, Ready, copied
+
 UNLABELLED = -1
 
 
@@ -42,6 +44,15 @@ class Source(ABC):
     def decode(self, index: int) -> NDArray[np.uint8]:
         """The image as uint8 [H, W, 3] RGB, upright (see `loaders/decode.py`). Raises BrokenImage, naming it."""
 
+    def fetch(self, indices: NDArray[np.int64]) -> Fetched | Ready:
+        """The images at `indices` on their way to an executor: read, their sizes known. Raises BrokenImage."""
+        return copied([self.decode(int(i)) for i in indices])
+
+    def sizes(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Upright heights and widths, int64 [N] each, from headers alone where there are any. Raises BrokenImage."""
+        fetched = self.fetch(indices)
+        return fetched.height, fetched.width
+
     @abstractmethod
     def location(self, index: int) -> str:
         """Where the image comes from, for messages: a path, or `cifar10-train[17]`."""
@@ -68,6 +79,12 @@ class Subset(Source):
 
     def decode(self, index: int) -> NDArray[np.uint8]:
         return self.source.decode(int(self.indices[index]))
+
+    def fetch(self, indices: NDArray[np.int64]) -> Fetched | Ready:
+        return self.source.fetch(self.indices[indices])
+
+    def sizes(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return self.source.sizes(self.indices[indices])
 
     def location(self, index: int) -> str:
         return self.source.location(int(self.indices[index]))

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.errors import BrokenImage, UserError
-from penstock.loaders.decode import decode_rgb
+from penstock.loaders.decode import decode_rgb, fetch_encoded
+from penstock.loaders.fetched import Fetched
 from penstock.loaders.sources.base import UNLABELLED, Source
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's list
@@ -88,6 +89,9 @@ class ImageFolder(Source):
 
     def decode(self, index: int) -> NDArray[np.uint8]:
         return decode_rgb(self.encoded(index), self.location(index))
+
+    def fetch(self, indices: NDArray[np.int64]) -> Fetched:
+        return fetch_encoded([self.encoded(int(i)) for i in indices], [self.location(int(i)) for i in indices])
 
     def fingerprint(self) -> str:
         """Of all paths below the root, sizes and times of change: one stat a file, ten seconds for a million."""

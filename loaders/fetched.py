@@ -1,0 +1,91 @@
+"""Images between a source and an executor: their sizes are known, so rows can be drawn; their pixels come next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.augment.pixels import Pixels
+from penstock.loaders.memory import Room
+
+CACHE = 2 << 20  # bytes of pixels decoded before views are cut: a core's second-level cache has one or two megabytes
+Box = tuple[int, int, int, int]  # top, left, bottom, right: the part of an image that is wanted
+# Fills the upright image's memory, uint8 [H, W, 3], at least within the box (None: all of it).
+DecodeInto = Callable[[NDArray[np.uint8], Box | None], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fetched:
+    """N images that are yet to be decoded.
+
+    Attributes:
+        height, width: int64 [N], upright, in pixels.
+        decode: one function for each image.
+    """
+
+    height: NDArray[np.int64]
+    width: NDArray[np.int64]
+    decode: Sequence[DecodeInto]
+
+    def portions(self, room: Room, boxes: NDArray[np.int64] | None = None) -> Iterator[tuple[slice, Pixels]]:
+        """Decode some images at a time into `room`: which ones, and their pixels, until the next ones are asked for.
+
+        Few at a time, so that they are still in the CPU's cache when views are cut from them.
+
+        Args:
+            boxes: int64 [N, 4], the part of each image that is wanted (top, left, bottom, right); None: all of it.
+
+        Raises:
+            BrokenImage: an image cannot be decoded.
+        """
+        sizes = self.height * self.width * 3
+        for part in _portions(sizes):
+            offset = np.cumsum(sizes[part]) - sizes[part]
+            data = room.take(int(sizes[part].sum()))
+            pixels = Pixels(data=data, offset=offset, height=self.height[part], width=self.width[part])
+            for i, decode in enumerate(self.decode[part]):
+                decode(pixels.image(i), None if boxes is None else tuple(boxes[part.start + i].tolist()))
+            yield part, pixels
+
+
+def _portions(sizes: NDArray[np.int64]) -> Iterator[slice]:
+    """Runs of images that together fill the cache about once; sizes int64 [N], in bytes."""
+    first = filled = 0
+    for i, size in enumerate(sizes.tolist()):
+        if filled and filled + size > CACHE:
+            yield slice(first, i)
+            first, filled = i, 0
+        filled += size
+    if first < len(sizes):
+        yield slice(first, len(sizes))
+
+
+@dataclass(frozen=True)
+class Ready:
+    """N images whose pixels lie in memory, or in a mapped file, as executors take them: nothing is copied."""
+
+    images: Pixels
+
+    @property
+    def height(self) -> NDArray[np.int64]:
+        return self.images.height
+
+    @property
+    def width(self) -> NDArray[np.int64]:
+        return self.images.width
+
+    def portions(self, room: Room, boxes: NDArray[np.int64] | None = None) -> Iterator[tuple[slice, Pixels]]:
+        yield slice(0, len(self.images)), self.images
+
+
+def copied(images: Sequence[NDArray[np.uint8]]) -> Fetched:
+    """Images that somebody else decoded, uint8 [H, W, 3] each: to be copied."""
+    shapes = np.array([image.shape for image in images], np.int64).reshape(-1, 3)
+
+    def copy(image: NDArray[np.uint8]) -> DecodeInto:
+        return lambda out, box: np.copyto(out, image)
+
+    return Fetched(height=shapes[:, 0], width=shapes[:, 1], decode=[copy(image) for image in images])

@@ -1,0 +1,298 @@
+"""`resident`: every image is decoded once, before the first batch, and held. Epochs need neither disk nor decoder.
+
+    python engine/train.py --data cifar10 --loader resident
+
+The pixels lie in RAM, or on the GPU where the views are made there (`fused_gpu`): then only rows and the places of a
+batch's images travel. Views are cut straight out of the one buffer: nothing is copied for a batch. Arrays that are in
+memory already (CIFAR) are taken where they are.
+
+Sizes are asked for first, so a set that does not fit is refused before anything is decoded. It may take half of the
+memory that is free, or what `--memory-budget` says; on a GPU that is its own memory, whose other half is left to the
+model. Each rank holds all images, so in RAM the ranks on one machine share that amount among them. Where that is too
+much: a RAW `.beton` under the `ffcv` loader lies in the page cache once, for all ranks.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+from rich.filesize import decimal
+
+from penstock.augment.executors import choose_executor
+from penstock.augment.pixels import Pixels
+from penstock.errors import BrokenImage, UserError
+from penstock.loaders.contract import Options
+from penstock.loaders.fetched import Ready
+from penstock.loaders.in_order import in_order
+from penstock.loaders.pipeline import PipelineLoader
+from penstock.loaders.progress import bar
+from penstock.loaders.skipped import Skipped
+from penstock.loaders.sources.arrays import ImageArrays
+from penstock.loaders.sources.base import Source, Subset
+
+SIZES_AT_ONCE = 256  # images a task
+IMAGES_AT_ONCE = 16
+
+
+class ResidentLoader(PipelineLoader):
+    """Views of images that are held, in RAM or on the GPU."""
+
+    def __init__(self, source: Source, options: Options) -> None:
+        executor = choose_executor(options.executor, options.recipe, fallback=options.fallback, device=options.device)
+        on_gpu = executor.on_device and options.device.type == "cuda"
+        resident = ResidentSource(
+            source,
+            workers=options.workers,
+            budget=options.budget,
+            device=options.device if on_gpu else None,
+            on_error=options.on_error,
+            progress=options.order.rank == 0,
+        )
+        super().__init__(resident, options)
+        self.skipped = resident.skipped
+
+
+class ResidentSource(Source):
+    """All images of another source, decoded and held in one buffer.
+
+    Args:
+        source: whose images; it stays with whoever opened it.
+        workers: threads that decode.
+        budget: bytes to hold at most; see `allowance`.
+        device: where they are held, as a tensor; None: an array in RAM.
+        on_error: `raise`, or `skip` broken images (see `skipped.py`).
+        progress: show a bar on standard error.
+
+    Attributes:
+        images: all of them. Those that are `skipped` have a place, too, with nothing of use in it.
+
+    Raises:
+        UserError: they do not fit, or not one can be read.
+        BrokenImage: one cannot be read, and is not to be skipped.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        workers: int,
+        budget: int | None = None,
+        device: torch.device | None = None,
+        on_error: str = "raise",
+        progress: bool = False,
+    ) -> None:
+        self.source, self.skipped = source, Skipped(source, on_error)
+        self.name, self.storage = source.name, source.storage
+        self.classes, self.labels = source.classes, source.labels
+        self._workers, self._progress = workers, progress
+        held = in_memory(source) if device is None else None
+        self.images = self._take_in(allowance(budget, device), device) if held is None else held
+
+    def _take_in(self, allowed: Allowance, device: torch.device | None) -> Pixels:
+        height, width = self._measure(allowed)
+        sizes = height * width * 3
+        offset, total = np.cumsum(sizes) - sizes, int(sizes.sum())
+        images: Pixels
+        if device is None:
+            images = Pixels(data=np.empty(total, np.uint8), offset=offset, height=height, width=width)
+        else:
+            data = torch.empty(total, dtype=torch.uint8, device=device)
+            images = TensorPixels(data=data, offset=offset, height=height, width=width)
+        for _ in self._in_threads("decoding", lambda part: self._decode_into(images, part), IMAGES_AT_ONCE):
+            pass
+        return images
+
+    def _measure(self, allowed: Allowance) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """All heights and widths, int64 [N], 0 where they cannot be read; stops where more is needed than allowed."""
+        height, width = np.zeros((2, len(self)), np.int64)
+
+        def measure(part: slice) -> int:
+            try:
+                height[part], width[part] = self.source.sizes(np.arange(part.start, part.stop))
+            except BrokenImage:  # one by one, to learn the sizes of the others
+                for index in range(part.start, part.stop):
+                    with self._skipping(index):
+                        height[index], width[index] = map(int, self.source.sizes(np.array([index])))
+            return 3 * int(height[part] @ width[part])
+
+        for done, size in self._in_threads("sizes", measure, SIZES_AT_ONCE):
+            allowed.check(size, self.source, done)
+        return height, width
+
+    def _decode_into(self, images: Pixels, part: slice) -> int:
+        """Decode some images into their places; gives their size in bytes."""
+        height, width, offset = images.height[part], images.width[part], images.offset[part]
+        start, size = int(offset[0]), 3 * int(height @ width)
+        place = images.data[start : start + size]
+        memory = place if isinstance(place, np.ndarray) else np.empty(size, np.uint8)
+        into = Pixels(data=memory, offset=offset - start, height=height, width=width)
+        for i, index in enumerate(range(part.start, part.stop)):
+            if index not in self.skipped:
+                with self._skipping(index):
+                    self._decode_one(index, into.image(i))
+        if isinstance(place, torch.Tensor):
+            place.copy_(torch.from_numpy(memory))
+        return size
+
+    def _decode_one(self, index: int, out: NDArray[np.uint8]) -> None:
+        image = self.source.decode(index)
+        if image.shape != out.shape:
+            (height, width), (rows, columns) = image.shape[:2], out.shape[:2]
+            reason = f"it decodes to {height}×{width} pixels, {rows}×{columns} were announced"
+            raise BrokenImage(self.location(index), reason)
+        np.copyto(out, image)
+
+    @contextmanager
+    def _skipping(self, index: int) -> Iterator[None]:
+        try:
+            yield
+        except BrokenImage as error:
+            self.skipped.add(np.array([index]), error)
+
+    def _in_threads(self, what: str, work: Callable[[slice], int], at_once: int) -> Iterator[tuple[int, int]]:
+        """Let threads do the work, `at_once` images a task; yields how many are done, and the sum of what it gave."""
+        parts = (slice(first, min(first + at_once, len(self))) for first in range(0, len(self), at_once))
+        done = total = 0
+        with bar(f"{self.name}: {what}", len(self), disable=not self._progress) as shown:
+            for size in in_order(work, parts, self._workers):
+                images = min(at_once, len(self) - done)
+                done, total = done + images, total + size
+                shown.advance(size, images=images)
+                yield done, total
+
+    def encoded(self, index: int) -> bytes:
+        return self.source.encoded(index)
+
+    def decode(self, index: int) -> NDArray[np.uint8]:
+        """uint8 [H, W, 3], read-only."""
+        if index in self.skipped:
+            raise BrokenImage(self.location(index), self.skipped[index])
+        image = self.images.image(index)
+        image.flags.writeable = False
+        return image
+
+    def fetch(self, indices: NDArray[np.int64]) -> Ready:
+        held = self.images
+        height, width = self.sizes(indices)
+        return Ready(type(held)(data=held.data, offset=held.offset[indices], height=height, width=width))
+
+    def sizes(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return self.images.height[indices], self.images.width[indices]
+
+    def location(self, index: int) -> str:
+        return self.source.location(index)
+
+    def fingerprint(self) -> str:
+        return self.source.fingerprint()
+
+    def close(self) -> None:
+        """Let go of the memory; it is freed when the last view of it is."""
+        del self.images
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorPixels(Pixels):
+    """Images in a tensor, on a GPU: as `fused_gpu` takes them, one at a time for executors on the CPU."""
+
+    data: torch.Tensor  # type: ignore[assignment]
+
+    def image(self, i: int) -> NDArray[np.uint8]:
+        """A copy in RAM."""
+        height, width, start = int(self.height[i]), int(self.width[i]), int(self.offset[i])
+        return self.data[start : start + height * width * 3].cpu().numpy().reshape(height, width, 3)
+
+
+def in_memory(source: Source) -> Pixels | None:
+    """A source's images where they lie, if they are one array in RAM, not strided and not a file's mapping."""
+    arrays = source
+    while isinstance(arrays, Subset):
+        arrays = arrays.source
+    if not isinstance(arrays, ImageArrays) or not arrays.images.flags.c_contiguous or _is_mapped(arrays.images):
+        return None
+    fetched = source.fetch(np.arange(len(source)))
+    assert isinstance(fetched, Ready)
+    return fetched.images
+
+
+def _is_mapped(array: NDArray[np.uint8]) -> bool:
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return isinstance(base, mmap.mmap)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allowance:
+    """How many bytes may be held, and why not more."""
+
+    size: int
+    why: str
+
+    def check(self, needed: int, source: Source, done: int) -> None:
+        """Raises UserError where `done` images of the source need more, and says what all of them would."""
+        if needed <= self.size:
+            return
+        about = "" if done == len(source) else "about "
+        total = decimal(round(needed / done * len(source)), precision=2)
+        raise UserError(
+            f"{source.name}: --loader resident holds all images decoded; these {len(source)} take {about}{total}, and"
+            f" {decimal(self.size, precision=2)} is {self.why}: raise --memory-budget, make them smaller (python"
+            " loaders/convert.py SRC small.beton --encoding raw --short-side 256), or use --loader ffcv"
+        )
+
+
+def allowance(budget: int | None, device: torch.device | None = None) -> Allowance:
+    """How much memory may be taken: the budget, or half of what is free; not more than is free.
+
+    In RAM that is shared by all ranks on this machine; a GPU is taken to be one rank's own.
+    """
+    on_gpu = device is not None and device.type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if on_gpu else memory_available()
+    ranks = 1 if on_gpu else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    share = f", for each of {ranks} ranks" if ranks > 1 else ""
+    if budget is not None and budget <= free:
+        return Allowance(size=budget // ranks, why=f"--memory-budget{share}")
+    part, what = (2, "half of ") if budget is None else (1, "")
+    where = "of the GPU" if on_gpu else "here"
+    return Allowance(size=free // part // ranks, why=f"{what}what is free {where}{share}")
+
+
+def memory_available(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> int:
+    """Bytes of RAM to be had without swapping: the machine's, and what the limits of our cgroups (v2, v1) leave.
+
+    The page cache counts as free, as it does in the kernel's own estimate.
+    """
+    left = [psutil.virtual_memory().available]
+    for line in groups.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        top = root / controllers
+        folder = top / path.lstrip("/")
+        for group in (folder, *folder.parents):
+            left += _left_in(group)
+            if group == top:  # what a container shows of its own is here
+                break
+    return max(0, min(left))
+
+
+def _left_in(group: Path) -> list[int]:
+    """What a cgroup's limit leaves, or nothing where it has none."""
+    for limit, used, cache in (
+        ("memory.max", "memory.current", ("active_file", "inactive_file")),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file")),
+    ):
+        try:
+            counted = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            cached = sum(int(counted[name]) for name in cache)
+            return [int((group / limit).read_text()) - int((group / used).read_text()) + cached]
+        except (OSError, ValueError, KeyError):  # not this version, or no limit: `max`
+            continue
+    return []
