@@ -14,6 +14,8 @@ from penstock.augment import load_recipe
 from penstock.augment.executors import EXECUTORS, fallback_opcodes, split_names
 from penstock.engine.backbones import choose_stem, takes_width
 from penstock.errors import UserError
+from penstock.loaders.skipped import ON_ERROR
+from penstock.sizes import parse_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,12 @@ class TrainConfig:
     subset: int | None = None
     """Train on that many images, the same balanced choice each time."""
     loader: str = "ffcv"
-    """Who feeds the training: torchvision, folder, ffcv, dali, ffcv-package or synthetic."""
+    """Who feeds the training: auto (measures, and takes the fastest here), folder, ffcv, resident (all images in
+    memory), dali, torchvision, ffcv-package or synthetic."""
+    on_error: str = "stop"
+    """At an image that cannot be read: stop, or skip: it is named and counted, and the next one takes its place."""
+    memory_budget: str | None = None
+    """What the loader resident may fill, such as 8GB; default: half of the memory that is free."""
     workers: int | None = None
     """Threads (processes for torchvision) that decode and augment; default: one for each CPU."""
     recipe: str | None = None
@@ -162,6 +169,7 @@ DATA["cifar100"] = DATA["cifar10"]
 CHOICES = {
     "split": ("train", "unlabeled"),
     "executor": EXECUTORS,
+    "on_error": ON_ERROR,
     "method": tuple(METHODS),
     "head": ("linear", "mlp"),
     "stem": ("auto", "imagenet", "half", "cifar"),
@@ -181,6 +189,7 @@ def check_choices(config: TrainConfig) -> None:
         UserError: a name that is not among the choices, or a number that must be positive and is not.
     """
     fallback_opcodes(split_names(config.fallback))
+    parse_bytes(config.memory_budget)
     for field, choices in CHOICES.items():
         value = getattr(config, field)
         if value is not None and value not in choices:

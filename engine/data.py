@@ -17,6 +17,7 @@ from penstock.errors import UserError
 from penstock.loaders import Loader, Source, Subset, make_loader, open_source
 from penstock.loaders.sources import UNLABELLED, validation_source
 from penstock.loaders.threads import available_cpus
+from penstock.sizes import parse_bytes
 
 EVALUATION_BATCH = 256
 
@@ -35,6 +36,8 @@ def build_loader(config: CompleteConfig, source: Source, recipe: Recipe, team: T
         device=team.device,
         executor=config.executor,
         fallback=split_names(config.fallback),
+        on_error=config.on_error,
+        budget=parse_bytes(config.memory_budget),
     )
 
 
@@ -76,7 +79,7 @@ def build_knn(config: CompleteConfig, source: Source, recipe: Recipe, team: Team
     )  # small images are shown whole, photographs as ImageNet's evaluation does
     options: dict[str, Any] = {
         "recipe": evaluation(config.size, crop, like=recipe), "batch": EVALUATION_BATCH, "shuffle": False,
-        "keep_tail": True, "workers": threads(config, team), "device": team.device,
+        "keep_tail": True, "workers": threads(config, team), "device": team.device, "on_error": config.on_error,
     }  # fmt: skip
     return OnlineKNN(
         bank=make_loader("folder", Subset(bank, labelled), **options),

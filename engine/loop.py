@@ -212,6 +212,8 @@ class Trainer:
         self.position.epoch += 1
         self.position.consumed = 0
         row = {"epoch": self.position.epoch, "step": self.position.step, **self.epoch_sums.row()}
+        if self.config.on_error == "skip":
+            row["skipped"] = len(self.loader.skipped)
         self.epoch_sums = EpochSums()
         self._evaluate(row)
         self.save()

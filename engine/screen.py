@@ -48,12 +48,15 @@ class Screen:
 
 def describe(row: Row) -> str:
     """`loss 6.12  accuracy 0.31  1,240 images/s  waiting 3 %  kNN 41.2 %`, as far as the row knows."""
-    known = ("epoch", "step", "lr", "knn", "images_per_s", "wait_share", "routed", "train_seconds", "knn_seconds")
+    known = ("epoch", "step", "lr", "knn", "images_per_s", "wait_share", "routed", "skipped", "train_seconds",
+             "knn_seconds")  # fmt: skip
     parts = [f"{name} {value:.3f}" for name, value in row.items() if name not in known]
     if "images_per_s" in row:
         parts += [f"{row['images_per_s']:,.0f} images/s", f"waiting {100 * row['wait_share']:.0f} %"]
     if row.get("routed"):
         parts.append(f"routed {100 * row['routed']:.0f} %")
+    if row.get("skipped"):
+        parts.append(f"broken images skipped {row['skipped']:.0f}")
     if "knn" in row:
         parts.append(f"kNN {row['knn']:.2f} %" + ("" if row["epoch"] else " (untrained network)"))
     return "  ".join(parts)

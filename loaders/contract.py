@@ -29,7 +29,7 @@ class Options:
         device, dtype: where the views end up, and as what.
         executor, fallback: the code that moves the pixels, and the operations that it leaves to Albumentations, by
             name (`augment/executors.py`); nothing to a loader that brings its own augmentation.
-        on_error: what to do about an image that cannot be read: `raise`, or `skip` (see `skipped.py`).
+        on_error: what to do about an image that cannot be read: `stop`, or `skip` (see `skipped.py`).
         budget: bytes that `resident` may hold; None: half of what is free.
     """
 
@@ -40,7 +40,7 @@ class Options:
     dtype: torch.dtype = torch.float32
     executor: str = "auto"
     fallback: tuple[str, ...] = ()
-    on_error: str = "raise"
+    on_error: str = "stop"
     budget: int | None = None
 
 

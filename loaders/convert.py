@@ -42,12 +42,11 @@ from penstock.loaders.progress import Bar, bar
 from penstock.loaders.report import Report, Tally
 from penstock.loaders.shard import Entry, ShardWriter
 from penstock.loaders.sidecar import Provenance
+from penstock.loaders.skipped import ON_ERROR
 from penstock.loaders.sources.base import Source
 from penstock.loaders.threads import available_cpus
 from penstock.loaders.unfinished import Outcome, Skipped, Unfinished, unfinished
 from penstock.loaders.verify import verify
-
-ON_ERROR = ("stop", "skip")
 
 
 def convert(

@@ -86,7 +86,7 @@ class DALILoader(PipelineLoader):
                 images = self._run(pipe)
             except RuntimeError as error:
                 index, pipe = self.fed[0], None  # DALI gives up the whole pass for one image
-                if self.options.on_error == "raise":
+                if self.options.on_error == "stop":
                     raise self._broken(index, error) from error
                 self._begin(epoch, consumed + (step + 1) * self.order.global_batch)
                 yield index, partial(self._fetch_part, index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from penstock.loaders.order import Order
 from penstock.loaders.pipeline import PipelineLoader
 from penstock.loaders.sources.base import Source
 from penstock.loaders.threads import available_cpus
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +129,13 @@ def check_speed(executor: str, device: torch.device | str) -> None:
         )
 
 
-def prepare(source: Source, name: str, *, workers: int | None = None, cache: Path | None = None) -> Source:
-    """The source in the form that the loader reads: itself, or a shard in the cache folder, converted once."""
+def prepare(
+    source: Source, name: str, *, workers: int | None = None, cache: Path | None = None, on_error: str = "stop"
+) -> Source:
+    """The source in the form that the loader reads: itself, or a shard in the cache folder, converted once.
+
+    Images that are broken and to be skipped are not in the shard; its sidecar lists them.
+    """
     format = LOADERS[name].reads
     shard_storages = {"beton": ("jpeg", "raw", "mixed"), "webdataset": ("webdataset",)}
     if format is None or source.storage in shard_storages[format]:
@@ -137,12 +145,22 @@ def prepare(source: Source, name: str, *, workers: int | None = None, cache: Pat
 
     suffix = {"beton": ".beton", "webdataset": ".tar"}[format]
     folder = (cache or cache_folder()) / "shards"
-    shard = folder / f"{source.name}-{source.fingerprint()[:16]}{suffix}"
+    whole = "" if on_error == "stop" else "-skipped"
+    shard = folder / f"{source.name}-{source.fingerprint()[:16]}{whole}{suffix}"
     if not shard.exists():
         with locked(shard):
             if not shard.exists():  # else another process was first
-                convert(source, shard, format=format, workers=workers or available_cpus(), progress=True)
-    return open_source(str(shard))
+                convert(source, shard, format=format, workers=workers or available_cpus(), on_error=on_error)
+    opened = open_source(str(shard))
+    if on_error == "skip":
+        _name_what_was_left_out(opened)
+    return opened
+
+
+def _name_what_was_left_out(shard: Source) -> None:
+    sidecar = getattr(shard, "sidecar", None)
+    for broken in sidecar.provenance.skipped if sidecar else ():
+        LOG.warning("skipped %s: %s", broken["location"], broken["reason"])
 
 
 @contextmanager
@@ -180,7 +198,7 @@ def make_loader(
     keep_tail: bool = False,
     executor: str = "auto",
     fallback: Sequence[str] = (),
-    on_error: str = "raise",
+    on_error: str = "stop",
     budget: int | None = None,
     cache: Path | None = None,
 ) -> Loader:
@@ -198,7 +216,7 @@ def make_loader(
         shuffle, keep_tail: see `Order`.
         executor, fallback: the code that moves the pixels, and the operations that it leaves to Albumentations
             (`augment/executors.py`); only for loaders that do not bring their own augmentation.
-        on_error: `raise`, or `skip`: an image that cannot be read gives way to the next one of the set, and is counted
+        on_error: `stop`, or `skip`: an image that cannot be read gives way to the next one of the set, and is counted
             in the loader's `skipped`.
         budget: bytes of memory that `resident` may fill, on a GPU of its memory; None takes half of what is free.
         cache: where shards are kept; None takes `$PENSTOCK_CACHE` or `~/.cache/penstock`.
@@ -210,6 +228,7 @@ def make_loader(
     check_name(name)
     check_executor(name, executor, fallback)
     workers = available_cpus() if workers is None else workers
+    source = prepare(source, name, workers=workers, cache=cache, on_error=on_error)
     options = Options(
         recipe=recipe,
         order=Order(len(source), batch, seed=seed, rank=rank, world=world, shuffle=shuffle, keep_tail=keep_tail),
@@ -221,4 +240,4 @@ def make_loader(
         on_error=on_error,
         budget=budget,
     )
-    return _loader_class(name)(prepare(source, name, workers=workers, cache=cache), options)
+    return _loader_class(name)(source, options)

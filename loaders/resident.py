@@ -69,7 +69,7 @@ class ResidentSource(Source):
         workers: threads that decode.
         budget: bytes to hold at most; see `allowance`.
         device: where they are held, as a tensor; None: an array in RAM.
-        on_error: `raise`, or `skip` broken images (see `skipped.py`).
+        on_error: `stop`, or `skip` broken images (see `skipped.py`).
         progress: show a bar on standard error.
 
     Attributes:
@@ -87,7 +87,7 @@ class ResidentSource(Source):
         workers: int,
         budget: int | None = None,
         device: torch.device | None = None,
-        on_error: str = "raise",
+        on_error: str = "stop",
         progress: bool = False,
     ) -> None:
         self.source, self.skipped = source, Skipped(source, on_error)
@@ -121,7 +121,7 @@ class ResidentSource(Source):
             except BrokenImage:  # one by one, to learn the sizes of the others
                 for index in range(part.start, part.stop):
                     with self._skipping(index):
-                        height[index], width[index] = map(int, self.source.sizes(np.array([index])))
+                        (height[index],), (width[index],) = self.source.sizes(np.array([index]))
             return 3 * int(height[part] @ width[part])
 
         for done, size in self._in_threads("sizes", measure, SIZES_AT_ONCE):

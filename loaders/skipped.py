@@ -12,7 +12,7 @@ from penstock.errors import BrokenImage, UserError
 from penstock.loaders.sources.base import Source
 
 LOG = logging.getLogger(__name__)
-ON_ERROR = ("raise", "skip")
+ON_ERROR = ("stop", "skip")
 
 
 class Skipped(Mapping[int, str]):
@@ -23,7 +23,7 @@ class Skipped(Mapping[int, str]):
 
     Args:
         source: the set.
-        on_error: `raise`, or `skip`.
+        on_error: `stop`, or `skip`.
     """
 
     def __init__(self, source: Source, on_error: str) -> None:
@@ -48,22 +48,25 @@ class Skipped(Mapping[int, str]):
             BrokenImage: the error, where the loader is to stop at it.
             UserError: no image is left.
         """
-        if self.on_error == "raise":
+        if self.on_error == "stop":
             raise error
         broken = next(int(i) for i in indices if self.source.location(int(i)) == error.location)
         if broken not in self._reasons:
             LOG.warning("skipped %s: %s", error.location, error.reason)
         self._reasons[broken] = error.reason
-        if len(self._reasons) == len(self.source):
-            raise UserError(
-                f"{self.source.name}: not one of its {len(self.source)} images can be read; the last: {error}"
-            )
         self.replace(indices)
 
     def replace(self, indices: NDArray[np.int64]) -> None:
-        """Put, in place, the next images for those that are known to be broken."""
+        """Put, in place, the next images for those that are known to be broken. Raises UserError: no image is left."""
         if self._reasons:
             for n, index in enumerate(indices.tolist()):
-                while index in self._reasons:
-                    index = (index + 1) % len(self.source)
-                indices[n] = index
+                indices[n] = self._readable(index)
+
+    def _readable(self, index: int) -> int:
+        """The first image from this one on, and on from the start, that is not known to be broken."""
+        count = len(self.source)
+        for candidate in (i % count for i in range(index, index + count)):
+            if candidate not in self._reasons:
+                return candidate
+        first = f"{self.source.location(index)}: {self._reasons[index]}"
+        raise UserError(f"{self.source.name}: not one of its {count} images can be read; {first}")

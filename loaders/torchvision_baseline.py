@@ -178,7 +178,7 @@ class ManyViews(Dataset):
                 views = [transform(image) for transform in self.transforms]
                 return views, index, int(self.source.labels[index]), broken
             broken.append(image)
-            if self.on_error == "raise":
+            if self.on_error == "stop":
                 break
         return [], first, -1, broken
 
