@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cache, partial
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,8 @@ from penstock.loaders.sources.base import Source
 from penstock.loaders.threads import one_thread_each
 
 PREFETCH = 2  # batches made ahead of the one in use: one being finished, one to even out slow images
-CHUNKS_PER_WORKER = 4  # small enough that no thread is left with the last large images, large enough to share overhead
+CHUNKS_PER_WORKER = 4  # small enough that no thread is left with the last large images
+LEAST_PIXELS = 1 << 19  # of views that a chunk makes: of small images so many that Python's share of the work is small
 
 Fetch = Callable[[slice], Fetched | Ready]  # reads the images of a part of a batch; called in the workers
 
@@ -93,10 +95,16 @@ class PipelineLoader(Loader):
 
     def _start(self, epoch: int, index: NDArray[np.int64], fetch: Fetch) -> _Pending:
         batch = _Pending(epoch, index, fetch, [self._empty(group, len(index)) for group in self.recipe.groups])
-        chunk = max(1, -(-len(index) // (self.options.workers * CHUNKS_PER_WORKER)))
+        chunk = self._chunk(len(index))
         parts = [slice(first, min(first + chunk, len(index))) for first in range(0, len(index), chunk)]
         batch.futures = [self.pool.submit(self._make, batch, part) for part in parts]
         return batch
+
+    def _chunk(self, samples: int) -> int:
+        """How many of a batch's samples a worker takes at once."""
+        pixels = sum((group.views.stop - group.views.start) * group.size**2 for group in self.recipe.groups)
+        worthwhile = min(ceil(LEAST_PIXELS / pixels), ceil(samples * PREFETCH / self.options.workers))
+        return max(1, worthwhile, ceil(samples / (self.options.workers * CHUNKS_PER_WORKER)))
 
     def _empty(self, group: Group, samples: int) -> torch.Tensor:
         """Room for a group's views: where the executor writes them."""
@@ -133,7 +141,7 @@ class PipelineLoader(Loader):
             height=fetched.height,
             width=fetched.width,
         )
-        boxes = rows.boxes() if self.executor.within_crops else None
+        boxes = rows.boxes() if self.executor.within_crops and isinstance(fetched, Fetched) else None
         for some, pixels in fetched.portions(self._room(), boxes):
             with torch.cuda.stream(self.stream):
                 for group, out in zip(self.recipe.groups, batch.groups, strict=True):

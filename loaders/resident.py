@@ -77,7 +77,7 @@ class ResidentSource(Source):
 
     Raises:
         UserError: they do not fit, or not one can be read.
-        BrokenImage: one cannot be read, and is not to be skipped.
+        BrokenImage: one cannot be read, and `on_error` is `stop`.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class ResidentSource(Source):
                         (height[index],), (width[index],) = self.source.sizes(np.array([index]))
             return 3 * int(height[part] @ width[part])
 
-        for done, size in self._in_threads("sizes", measure, SIZES_AT_ONCE):
+        for done, size in self._in_threads("measuring", measure, SIZES_AT_ONCE):
             allowed.check(size, self.source, done)
         return height, width
 
@@ -136,9 +136,8 @@ class ResidentSource(Source):
         memory = place if isinstance(place, np.ndarray) else np.empty(size, np.uint8)
         into = Pixels(data=memory, offset=offset - start, height=height, width=width)
         for i, index in enumerate(range(part.start, part.stop)):
-            if index not in self.skipped:
-                with self._skipping(index):
-                    self._decode_one(index, into.image(i))
+            with self._skipping(index):
+                self._decode_one(index, into.image(i))
         if isinstance(place, torch.Tensor):
             place.copy_(torch.from_numpy(memory))
         return size
@@ -232,21 +231,29 @@ def _is_mapped(array: NDArray[np.uint8]) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Allowance:
-    """How many bytes may be held, and why not more."""
+    """How much memory may be held.
+
+    Attributes:
+        size: in bytes.
+        why: what sets it, for the message of a refusal.
+        stretches: whether a larger `--memory-budget` could allow more.
+    """
 
     size: int
     why: str
+    stretches: bool
 
     def check(self, needed: int, source: Source, done: int) -> None:
         """Raises UserError where `done` images of the source need more, and says what all of them would."""
         if needed <= self.size:
             return
-        about = "" if done == len(source) else "about "
-        total = decimal(round(needed / done * len(source)), precision=2)
+        total = decimal(round(needed / done * len(source)), precision=1)
+        remedies = ["raise --memory-budget"] if self.stretches else []
+        remedies.append("make them smaller (python loaders/convert.py SRC DST.beton --encoding raw --short-side 256)")
         raise UserError(
-            f"{source.name}: --loader resident holds all images decoded; these {len(source)} take {about}{total}, and"
-            f" {decimal(self.size, precision=2)} is {self.why}: raise --memory-budget, make them smaller (python"
-            " loaders/convert.py SRC small.beton --encoding raw --short-side 256), or use --loader ffcv"
+            f"{source.name}: --loader resident holds all images decoded; these {len(source)} take"
+            f" {'about ' if done < len(source) else ''}{total}, and {decimal(self.size, precision=1)} is {self.why}:"
+            f" {', '.join(remedies)}, or use --loader ffcv"
         )
 
 
@@ -258,12 +265,12 @@ def allowance(budget: int | None, device: torch.device | None = None) -> Allowan
     on_gpu = device is not None and device.type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if on_gpu else memory_available()
     ranks = 1 if on_gpu else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    share = f", for each of {ranks} ranks" if ranks > 1 else ""
-    if budget is not None and budget <= free:
-        return Allowance(size=budget // ranks, why=f"--memory-budget{share}")
-    part, what = (2, "half of ") if budget is None else (1, "")
-    where = "of the GPU" if on_gpu else "here"
-    return Allowance(size=free // part // ranks, why=f"{what}what is free {where}{share}")
+    where = f"{'of the GPU' if on_gpu else 'here'}{f', for each of {ranks} ranks' if ranks > 1 else ''}"
+    if budget is None:
+        return Allowance(size=free // 2 // ranks, why=f"half of what is free {where}", stretches=True)
+    if budget > free:
+        return Allowance(size=free // ranks, why=f"all that is free {where}", stretches=False)
+    return Allowance(size=budget // ranks, why=f"the --memory-budget {where}", stretches=True)
 
 
 def memory_available(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> int:

@@ -42,14 +42,16 @@ class ImageArrays(Source):
         return np.array(self.images[index], order="C")  # a copy: what a caller does to it stays with the caller
 
     def fetch(self, indices: NDArray[np.int64]) -> Ready:
-        _, height, width, channels = self.images.shape
-        sides = [np.full(len(indices), side, np.int64) for side in (height, width)]
+        height, width = self.sizes(indices)
         if self.images.flags.c_contiguous:
             data, places = self.images.reshape(-1), indices
         else:
             data, places = np.ascontiguousarray(self.images[indices]).reshape(-1), np.arange(len(indices))
-        offset = places * (height * width * channels)
-        return Ready(Pixels(data=data, offset=offset, height=sides[0], width=sides[1]))
+        return Ready(Pixels(data=data, offset=places * (3 * height * width), height=height, width=width))
+
+    def sizes(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        _, height, width, _ = self.images.shape
+        return np.full(len(indices), height, np.int64), np.full(len(indices), width, np.int64)
 
     def location(self, index: int) -> str:
         return f"{self.name}[{index}]"
