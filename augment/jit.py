@@ -1,7 +1,7 @@
 """The one way this package compiles functions: numba, without the GIL, cached on disk.
 
-numba's cache does not notice an edit in a function that a cached one calls, so the cache folder is named after
-a hash of every source file of this package: an edit anywhere compiles anew, and nothing stale is ever run.
+numba's cache does not notice an edit in a function that a cached one calls, so the cache folder is named after a hash
+of every source file that compiled code comes from: an edit in any compiles anew, and nothing stale is ever run.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from typing import Any
 import numba
 from numba.core import config
 
+ROOT = Path(__file__).resolve().parents[1]
+WAYS_IN = (b"njit", b"emitted")  # what a file outside of `augment` must mention to have a part in compiled code
+
 
 @cache
 def cache_folder() -> str:
     """Where compiled code is kept: `NUMBA_CACHE_DIR` if set, else a folder of ours keyed by the sources."""
     if "NUMBA_CACHE_DIR" in os.environ:
         return os.environ["NUMBA_CACHE_DIR"]
-    sources = sorted(Path(__file__).resolve().parent.rglob("*.py"))
-    key = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+    key = hashlib.sha256(b"".join(_sources())).hexdigest()[:16]
     home = Path(os.environ.get("PENSTOCK_CACHE") or Path.home() / ".cache" / "penstock")
     folder = home / f"numba-{key}"
     try:
@@ -34,6 +36,13 @@ def cache_folder() -> str:
     ):  # a read-only home: compile for this process alone. numba unpickles what it finds, so no shared name
         return tempfile.mkdtemp(prefix="penstock-")
     return str(folder)
+
+
+def _sources() -> list[bytes]:
+    """All of `augment`, and what is compiled in `loaders`."""
+    augment = [path.read_bytes() for path in sorted(ROOT.glob("augment/**/*.py"))]
+    loaders = [path.read_bytes() for path in sorted(ROOT.glob("loaders/**/*.py"))]
+    return augment + [source for source in loaders if any(word in source for word in WAYS_IN)]
 
 
 def njit(function: Callable | None = None, *, inline: bool = False) -> Any:

@@ -63,6 +63,10 @@ class Views:
     def __len__(self) -> int:
         return len(self.index)
 
+    def split(self) -> list[torch.Tensor]:
+        """Each view of all samples, [N, 3, S, S], in the recipe's order: `query, key = views.split()`; N is not 0."""
+        return [view for group in self.groups for view in group.unflatten(0, (-1, len(self))).unbind()]
+
 
 @dataclass
 class LoaderState:
@@ -101,17 +105,20 @@ class Loader(ABC):
         return self.order.steps()
 
     def __iter__(self) -> Iterator[Views]:
-        start = self.state
+        start, steps = self.state, self.order.steps(self.state.consumed)
         for step, views in enumerate(self.epoch(start.epoch, start.consumed), 1):
-            self.state = LoaderState(start.epoch, start.consumed + step * self.order.global_batch)
+            consumed = start.consumed + step * self.order.global_batch
+            # Set with the last batch, not after it: who counts batches, as Lightning does, never asks for one more.
+            self.state = LoaderState(start.epoch, consumed) if step < steps else LoaderState(start.epoch + 1)
             yield views
-        self.state = LoaderState(start.epoch + 1, 0)
 
     def state_dict(self) -> dict[str, int]:
         return {"seed": self.order.seed, "epoch": self.state.epoch, "consumed": self.state.consumed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.state = LoaderState(state["epoch"], state["consumed"])
+        epoch, consumed = state["epoch"], state["consumed"]
+        # A larger global batch than before may not fit into what is left: then the next epoch begins.
+        self.state = LoaderState(epoch, consumed) if self.order.steps(consumed) else LoaderState(epoch + 1)
 
     def close(self) -> None:  # noqa: B027 (a loader may have nothing to let go of)
         """Stop threads and let go of files. A closed loader cannot be iterated again."""

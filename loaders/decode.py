@@ -1,8 +1,9 @@
 """From an encoded image to upright 8-bit RGB, one policy for every loader, and back to PNG or JPEG.
 
-- JPEG goes through libjpeg-turbo with the accurate DCT and smooth chroma upsampling: bit for bit what Pillow gives, in
-  threads that release the GIL. What it objects to, Pillow judges: stray bytes pass, a file cut short does not. A scan
-  that breaks off or holds invalid codes, which Pillow would fill with grey, is a broken image.
+- JPEG is decoded by compiled code of our own (`jpeg/`) where it is baseline and whole, else by libjpeg-turbo with the
+  accurate DCT and smooth chroma upsampling: bit for bit what Pillow gives, in threads that release the GIL. What
+  libjpeg-turbo objects to, Pillow judges: stray bytes pass, a file cut short does not. A scan that breaks off or holds
+  invalid codes, which Pillow would fill with grey, is a broken image.
 - Everything else (PNG, WebP, TIFF, BMP, PPM, GIF, CMYK JPEG) goes through Pillow; of several frames the first counts.
 - EXIF orientation is applied. Greyscale, palette and CMYK become RGB. Alpha and transparent colours are dropped, not
   blended, as Pillow's `convert("RGB")` does. 16-bit samples are scaled, not clipped: grey by `>> 8`, colour as Pillow
@@ -32,6 +33,7 @@ from PIL import Image
 
 from penstock.errors import BrokenImage
 from penstock.loaders.fetched import Box, DecodeInto, Fetched
+from penstock.loaders.jpeg import decode_jpeg
 
 LOG = logging.getLogger(__name__)
 MOST_PIXELS = 178_956_970  # twice PIL.Image.MAX_IMAGE_PIXELS: where Pillow itself refuses
@@ -77,8 +79,8 @@ def _decode_into(
     data: bytes, location: str, header: JpegHeader | None, out: NDArray[np.uint8], box: Box | None
 ) -> None:
     """Decode into `out`, uint8 [H, W, 3] of the size that the header names. Raises BrokenImage."""
-    plain = header is not None and header.orientation == 1
-    image = _decode(data, location, header, out if plain else None)
+    upright = header is not None and header.orientation == 1
+    image = _decode(data, location, header, out, box) if upright else _decode(data, location, header)
     if image.shape != out.shape:
         (height, width), (rows, columns) = image.shape[:2], out.shape[:2]
         raise BrokenImage(location, f"it decodes to {height}×{width} pixels, {rows}×{columns} were announced")
@@ -87,19 +89,26 @@ def _decode_into(
 
 
 def _decode(
-    data: bytes, location: str, header: JpegHeader | None, out: NDArray[np.uint8] | None = None
+    data: bytes,
+    location: str,
+    header: JpegHeader | None,
+    out: NDArray[np.uint8] | None = None,
+    box: Box | None = None,
 ) -> NDArray[np.uint8]:
-    """The upright image; libjpeg-turbo writes it into `out`, where given, of an image that is stored upright."""
+    """The upright image: in `out`, where that is given (for one that is stored upright), and right within the box."""
     if header is None or header.bits != 8 or header.components not in (1, 3):
         return _forgiving(_pillow_rgb, data, location)
     _size(data, location, header)  # refuses decompression bombs
+    stored = np.empty((header.height, header.width, 3), np.uint8) if out is None else out
+    if decode_jpeg(data, stored, box):
+        return _upright(stored, header.orientation)
     try:
-        pixels = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, strict=True, buffer=out)
+        pixels = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, strict=True, buffer=stored)
     except ValueError as error:
         if any(words in str(error) for words in LOST_PIXELS):
             raise BrokenImage(location, f"damaged JPEG: {error}") from error
         return _forgiving(_pillow_rgb, data, location)
-    return out if out is not None and pixels.shape == out.shape else _upright(pixels, header.orientation)
+    return _upright(stored if pixels.shape == stored.shape else pixels, header.orientation)
 
 
 def is_canonical(data: bytes) -> bool:

@@ -49,6 +49,7 @@ LOADERS: dict[str, LoaderInfo] = {
     "folder": LoaderInfo(about="the files as they are, libjpeg-turbo in threads, one decode for all views"),
     "ffcv": LoaderInfo(about="our reader of .beton shards, one decode for all views", reads="beton"),
     "resident": LoaderInfo(about="every image decoded once, then held in RAM (or GPU memory)"),
+    "auto": LoaderInfo(about="tries the others for seconds and takes the fastest of those that give the same views"),
     "dali": LoaderInfo(
         about="DALI decodes (nvJPEG on a GPU), our executor makes the views",
         reads="webdataset",
@@ -129,6 +130,29 @@ def check_speed(executor: str, device: torch.device | str) -> None:
         )
 
 
+def shard_path(
+    source: Source,
+    name: str,
+    *,
+    on_error: str = "stop",
+    cache: Path | None = None,
+    fingerprint: str | None = None,
+) -> Path | None:
+    """Where the loader's shard of the source is, or would be; None where the loader reads the source as it is.
+
+    Args:
+        fingerprint: the source's, from callers that have it: of a million files it takes ten seconds.
+    """
+    format = LOADERS[name].reads
+    shard_storages = {"beton": ("jpeg", "raw", "mixed"), "webdataset": ("webdataset",)}
+    if format is None or source.storage in shard_storages[format]:
+        return None
+    suffix = {"beton": ".beton", "webdataset": ".tar"}[format]
+    whole = "" if on_error == "stop" else "-skipped"
+    digest = fingerprint or source.fingerprint()
+    return (cache or cache_folder()) / "shards" / f"{source.name}-{digest[:16]}{whole}{suffix}"
+
+
 def prepare(
     source: Source, name: str, *, workers: int | None = None, cache: Path | None = None, on_error: str = "stop"
 ) -> Source:
@@ -136,21 +160,16 @@ def prepare(
 
     Images that are broken and to be skipped are not in the shard; its sidecar lists them.
     """
-    format = LOADERS[name].reads
-    shard_storages = {"beton": ("jpeg", "raw", "mixed"), "webdataset": ("webdataset",)}
-    if format is None or source.storage in shard_storages[format]:
+    shard = shard_path(source, name, on_error=on_error, cache=cache)
+    if shard is None:
         return source
     from penstock.loaders.convert import convert
     from penstock.loaders.sources import open_source
 
-    suffix = {"beton": ".beton", "webdataset": ".tar"}[format]
-    folder = (cache or cache_folder()) / "shards"
-    whole = "" if on_error == "stop" else "-skipped"
-    shard = folder / f"{source.name}-{source.fingerprint()[:16]}{whole}{suffix}"
     if not shard.exists():
         with locked(shard):
             if not shard.exists():  # else another process was first
-                convert(source, shard, format=format, workers=workers or available_cpus(), on_error=on_error)
+                convert(source, shard, workers=workers or available_cpus(), on_error=on_error)
     opened = open_source(str(shard))
     if on_error == "skip":
         _name_what_was_left_out(opened)
@@ -228,6 +247,24 @@ def make_loader(
     check_name(name)
     check_executor(name, executor, fallback)
     workers = available_cpus() if workers is None else workers
+    if name == "auto":
+        from penstock.loaders.auto import choose_loader
+
+        choice = choose_loader(
+            source,
+            recipe=recipe,
+            batch=batch,
+            workers=workers,
+            device=device,
+            dtype=dtype,
+            executor=executor,
+            fallback=fallback,
+            on_error=on_error,
+            budget=budget,
+            cache=cache,
+            speaks=rank == 0,
+        )
+        name = choice.name
     source = prepare(source, name, workers=workers, cache=cache, on_error=on_error)
     options = Options(
         recipe=recipe,

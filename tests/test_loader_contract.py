@@ -190,6 +190,14 @@ def test_views_of_several_kinds_and_strengths_that_depend_on_the_epoch(name, mak
         assert torch.equal(*small.chunk(2)) and not torch.equal(first, first.flip(3))
 
 
+def test_a_batch_splits_into_its_views(make):
+    views = next(make("folder", recipe=CHANGING).epoch(0))
+    large, small = views.groups
+    parts = views.split()
+    assert [part.shape for part in parts] == 2 * [(BATCH, 3, SIZE, SIZE)] + 2 * [(BATCH, 3, SIZE // 2, SIZE // 2)]
+    assert torch.equal(torch.cat(parts[:2]), large) and torch.equal(torch.cat(parts[2:]), small)
+
+
 @pytest.mark.parametrize("operation", EACH, ids=lambda operation: type(operation).__name__)
 def test_the_baseline_has_a_transform_for_every_operation(operation):
     pixels = np.random.default_rng(0).integers(0, 256, (48, 40, 3), np.uint8)
