@@ -80,7 +80,7 @@ if [ "${1:-}" != ffcv ]; then
     "$venv_python" -m pip --version >/dev/null 2>&1 || create_venv
     forget_half_installed
     say "installing PyTorch and the rest into .venv: about 6 GB with CUDA, a few minutes"
-    pip_install -e '.[albumentations,timm,dev]' || fail 'the installation did not finish (see above); type the same again to go on'
+    pip_install -e '.[albumentations,timm,examples,dev]' || fail 'the installation did not finish (see above); type the same again to go on'
     install_dali
 fi
 install_ffcv

@@ -37,6 +37,10 @@ class TrainConfig:
     loader: str = "ffcv"
     """Who feeds the training: auto (measures, and takes the fastest here), folder, ffcv, resident (all images in
     memory), dali, torchvision, ffcv-package or synthetic."""
+    order: str = "auto"
+    """In which order images are seen: full (a new permutation each epoch), quasi (a shard is read in long runs, which
+    are shuffled within a window of memory; quasi:BLOCK:WINDOW in images), stored, or auto: quasi for a shard larger
+    than memory, else full."""
     on_error: str = "stop"
     """At an image that cannot be read: stop, or skip: it is named and counted, and the next one takes its place."""
     memory_budget: str | None = None

@@ -24,7 +24,7 @@ EVALUATION_BATCH = 256
 
 def build_loader(config: CompleteConfig, source: Source, recipe: Recipe, team: Team) -> Loader:
     """This rank's share of every epoch's augmented views, the recipe's stages scaled to the run."""
-    return make_loader(
+    loader = make_loader(
         config.loader,
         source,
         recipe=recipe.over(config.epochs),
@@ -38,7 +38,10 @@ def build_loader(config: CompleteConfig, source: Source, recipe: Recipe, team: T
         fallback=split_names(config.fallback),
         on_error=config.on_error,
         budget=parse_bytes(config.memory_budget),
+        order=config.order,
     )
+    loader.order.follow(team.of_leader(loader.order.name))  # machines with other memory may have chosen another
+    return loader
 
 
 def threads(config: CompleteConfig, team: Team) -> int:
@@ -78,7 +81,7 @@ def build_knn(config: CompleteConfig, source: Source, recipe: Recipe, team: Team
         1.0 if config.size <= 64 else 0.875
     )  # small images are shown whole, photographs as ImageNet's evaluation does
     options: dict[str, Any] = {
-        "recipe": evaluation(config.size, crop, like=recipe), "batch": EVALUATION_BATCH, "shuffle": False,
+        "recipe": evaluation(config.size, crop, like=recipe), "batch": EVALUATION_BATCH, "order": "stored",
         "keep_tail": True, "workers": threads(config, team), "device": team.device, "on_error": config.on_error,
     }  # fmt: skip
     return OnlineKNN(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from torch import distributed
@@ -17,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from penstock.errors import UserError
 
+T = TypeVar("T")
 PATIENCE = timedelta(hours=1)  # rank 0 may evaluate for long while the others wait for it
 
 
@@ -77,6 +79,14 @@ class Team:
         if self.world > 1:
             for tensor in tensors:
                 distributed.broadcast(tensor, src=0)
+
+    def of_leader(self, value: T) -> T:
+        """Rank 0's value, whatever it is."""
+        if self.world == 1:
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values, src=0)
+        return values[0]
 
     def leave(self) -> None:
         if self.world > 1:

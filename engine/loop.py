@@ -250,6 +250,7 @@ class Trainer:
             "config": to_dict(self.config),
             "recipe": dump_recipe(self.recipe),
             "samples": self.loader.order.length,
+            "order": self.loader.order.name,
             "position": dataclasses.asdict(self.position),
             "epoch_sums": dataclasses.asdict(self.epoch_sums),
             "method": self.method.state_dict(),
@@ -266,5 +267,6 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"]:  # empty where the checkpoint's run needed none
             self.scaler.load_state_dict(state["scaler"])
+        self.loader.order.follow(state.get("order", "full"))  # the first versions knew no other
         self.position = Position(**state["position"])
         self.epoch_sums = EpochSums(**state["epoch_sums"])

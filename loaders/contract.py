@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -112,10 +113,13 @@ class Loader(ABC):
             self.state = LoaderState(start.epoch, consumed) if step < steps else LoaderState(start.epoch + 1)
             yield views
 
-    def state_dict(self) -> dict[str, int]:
-        return {"seed": self.order.seed, "epoch": self.state.epoch, "consumed": self.state.consumed}
+    def state_dict(self) -> dict[str, Any]:
+        where = {"epoch": self.state.epoch, "consumed": self.state.consumed}
+        return {"seed": self.order.seed, "order": self.order.name, **where}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken, in the order it was taken in, also where this machine chose another."""
+        self.order.follow(state["order"])
         epoch, consumed = state["epoch"], state["consumed"]
         # A larger global batch than before may not fit into what is left: then the next epoch begins.
         self.state = LoaderState(epoch, consumed) if self.order.steps(consumed) else LoaderState(epoch + 1)

@@ -16,7 +16,7 @@ from penstock.augment.recipe import Recipe
 from penstock.errors import MissingExtra, UserError
 from penstock.loaders.cache import cache_folder
 from penstock.loaders.contract import Loader, Options
-from penstock.loaders.order import Order
+from penstock.loaders.order import Order, choose_shuffle
 from penstock.loaders.pipeline import PipelineLoader
 from penstock.loaders.sources.base import Source
 from penstock.loaders.threads import available_cpus
@@ -213,7 +213,7 @@ def make_loader(
     workers: int | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    shuffle: bool = True,
+    order: str = "auto",
     keep_tail: bool = False,
     executor: str = "auto",
     fallback: Sequence[str] = (),
@@ -232,7 +232,9 @@ def make_loader(
         rank, world: this process's place among those that share an epoch.
         workers: threads (processes for `torchvision`) that decode and augment; None takes all CPUs there are.
         device, dtype: where views end up, and their type.
-        shuffle, keep_tail: see `Order`.
+        order: `full` permutes all samples, `quasi` reads a shard in long runs, `stored` keeps the source's order;
+            `auto` takes `quasi` for a shard larger than memory, else `full` (`loaders/order.py`).
+        keep_tail: give an epoch's last, smaller batch too.
         executor, fallback: the code that moves the pixels, and the operations that it leaves to Albumentations
             (`augment/executors.py`); only for loaders that do not bring their own augmentation.
         on_error: `stop`, or `skip`: an image that cannot be read gives way to the next one of the set, and is counted
@@ -266,6 +268,8 @@ def make_loader(
         )
         name = choice.name
     source = prepare(source, name, workers=workers, cache=cache, on_error=on_error)
+    stored_bytes = None if name == "resident" else source.stored_bytes
+    shuffle = choose_shuffle(order, samples=len(source), stored_bytes=stored_bytes)
     options = Options(
         recipe=recipe,
         order=Order(len(source), batch, seed=seed, rank=rank, world=world, shuffle=shuffle, keep_tail=keep_tail),

@@ -15,7 +15,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, partial
 from math import ceil
@@ -67,6 +67,7 @@ class PipelineLoader(Loader):
         if not self.executor.on_device:  # the others write by compiled code, too
             compile_views(speaks=self.order.rank == 0)
         self.pool = one_thread_each(options.workers, "penstock-loader")
+        self.reader = ThreadPoolExecutor(1, thread_name_prefix="penstock-reader")  # has no thread until it is used
         self.memory = Recycler()
         self.rooms = threading.local()
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
@@ -74,7 +75,8 @@ class PipelineLoader(Loader):
     def epoch(self, epoch: int, consumed: int = 0) -> Iterator[Views]:
         pending: deque[_Pending] = deque()
         try:
-            for index, fetch in self._fetched(epoch, consumed):
+            for step, (index, fetch) in enumerate(self._fetched(epoch, consumed)):
+                self._read_ahead(epoch, step, consumed)
                 pending.append(self._start(epoch, index, fetch))
                 if len(pending) > PREFETCH:
                     yield self._finish(pending.popleft())
@@ -83,6 +85,11 @@ class PipelineLoader(Loader):
         finally:  # an early break or an error: leave no work behind that would write into dropped batches
             for future in [future for batch in pending for future in batch.futures]:
                 future.cancel()
+
+    def _read_ahead(self, epoch: int, step: int, consumed: int) -> None:
+        """Have the disk read what the quasi-random order comes to, in long runs, while this thread goes on."""
+        for first, last in self.order.ahead(epoch, step, consumed).tolist():
+            self.reader.submit(self.source.will_need, first, last)
 
     def _fetched(self, epoch: int, consumed: int) -> Iterator[tuple[NDArray[np.int64], Fetch]]:
         """Each step's samples, and a function that fetches a part of them."""
@@ -176,7 +183,8 @@ class PipelineLoader(Loader):
         return groups
 
     def close(self) -> None:
-        self.pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self.pool, self.reader):
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 @cache

@@ -266,13 +266,13 @@ def test_a_closed_loader_leaves_no_threads(name, make):
 
 def test_iterating_walks_epochs_and_remembers_what_was_handed_out(name, make):
     loader = make(name)
-    loader.load_state_dict({"epoch": 0, "consumed": 0})
+    loader.load_state_dict({"order": "full", "epoch": 0, "consumed": 0})
     first = [views.index for views in loader]
-    assert loader.state_dict() == {"seed": 0, "epoch": 1, "consumed": 0}
+    assert loader.state_dict() == {"seed": 0, "order": "full", "epoch": 1, "consumed": 0}
     second = iter(loader)
     whole = [next(second).index, next(second).index]
     state = loader.state_dict()  # taken while more is prefetched
-    assert state == {"seed": 0, "epoch": 1, "consumed": 2 * BATCH}
+    assert state == {"seed": 0, "order": "full", "epoch": 1, "consumed": 2 * BATCH}
     whole += [views.index for views in second]
     assert not torch.equal(torch.cat(first), torch.cat(whole))
     loader.load_state_dict(state)
@@ -357,17 +357,17 @@ def test_an_unknown_executor_names_those_there_are(make):
 
 
 def test_seeds_change_the_views(ours, make):
-    one, other = (next(make(ours, seed=seed, shuffle=False).epoch(0)).groups[0] for seed in (0, 1))
+    one, other = (next(make(ours, seed=seed, order="stored").epoch(0)).groups[0] for seed in (0, 1))
     assert not torch.equal(one, other)
 
 
 def test_epochs_change_the_views(ours, make):
-    loader = make(ours, shuffle=False)
+    loader = make(ours, order="stored")
     assert not torch.equal(next(loader.epoch(0)).groups[0], next(loader.epoch(1)).groups[0])
 
 
 def test_evaluation_views_are_the_same_in_our_loaders(make):
-    options = {"recipe": evaluation(SIZE), "shuffle": False, "keep_tail": True}
+    options = {"recipe": evaluation(SIZE), "order": "stored", "keep_tail": True}
     batches = list(make("folder", **options).epoch(0))
     assert_same(batches, list(make("ffcv", **options).epoch(0)))
     assert torch.cat([views.index for views in batches]).tolist() == list(range(IMAGES))

@@ -26,6 +26,7 @@ class Source(ABC):
         storage: how the images are kept: `files`, `arrays`, `jpeg`, `raw`, `mixed` or `webdataset`.
         classes: class names; empty for an unlabelled set.
         labels: int64 [N], positions in `classes`, `UNLABELLED` (-1) where there is none.
+        stored_bytes: size of the one file in which all images lie in order; None where there is none.
     """
 
     name: str
@@ -33,8 +34,13 @@ class Source(ABC):
     classes: tuple[str, ...]
     labels: NDArray[np.int64]
 
+    stored_bytes: int | None = None
+
     def __len__(self) -> int:
         return len(self.labels)
+
+    def will_need(self, first: int, last: int) -> None:  # noqa: B027 (most sources lie in many files)
+        """Have the images from `first` up to `last` read from the disk, if it is one file in which they lie so."""
 
     @abstractmethod
     def encoded(self, index: int) -> bytes:
