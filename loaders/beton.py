@@ -6,10 +6,11 @@
     data region        pages; an image lies whole within one, as JPEG (mode 0) or interleaved RGB (mode 1)
     allocation table   sample, pointer, length of each image: the only place where lengths are
 
-Everything is mapped, nothing is read at opening but the tables, and no Python runs per sample. An image's checksum
+Tables and RAW pixels are mapped, nothing else is read at opening, and no Python runs per sample. An image's checksum
 is tested when it is first read: a bit that flipped on the disk, in pixels or in a label, is an error and not a picture.
-The ffcv package opens what is written here (with the fast DCT, so its JPEG pixels are off by some levels) and
-what it writes opens here.
+Files that the ffcv package writes have none: what changed in them and still decodes is not noticed. Tables that cannot
+be right refuse the file; an image that is not what they say is a broken image. The ffcv package opens what is written
+here (with the fast DCT, so its JPEG pixels are off by some levels) and what it writes opens here.
 
 Format: https://github.com/libffcv/ffcv (Leclerc et al. 2023, arXiv 2306.12517).
 """
@@ -25,9 +26,10 @@ from numpy.typing import NDArray
 
 from penstock.augment.pixels import Pixels
 from penstock.errors import BrokenImage, UserError
-from penstock.loaders.decode import encode_png, encoded_decoder
+from penstock.loaders.decode import DENSEST, MOST_PIXELS, encode_png, encoded_decoder
 from penstock.loaders.fetched import DecodeInto, Fetched, Ready
 from penstock.loaders.shard import CHANGED, Entry, Place, ShardWriter, checksum
+from penstock.loaders.shard_file import ShardFile
 from penstock.loaders.sidecar import read_sidecar
 from penstock.loaders.sources.base import UNLABELLED, Source
 
@@ -127,7 +129,8 @@ class BetonSource(Source):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._file = _map(self.path)
+        self._shard = ShardFile(self.path)
+        self._file = self._shard.mapped()
         self._read_tables()
         self.lengths = self._lengths()
         self._check_images()
@@ -140,8 +143,13 @@ class BetonSource(Source):
         self._unchecked = np.full(len(self._rows), self.checksums)
         self.storage = {(JPEG,): "jpeg", (RAW,): "raw"}.get(tuple(np.unique(self.images["mode"])), "mixed")
         self.name = self.sidecar.provenance.source if self.sidecar else self.path.stem
+        self.stored_bytes = len(self._file)
         self.labels = self._labels()
         self.classes = self._classes()
+
+    def will_need(self, first: int, last: int) -> None:
+        pointers = self.images["pointer"][first:last]
+        self._shard.will_need(int(pointers.min()), int((pointers + self.lengths[first:last]).max()))
 
     def _read_tables(self) -> None:
         """Header, descriptors and metadata table, as views of the mapped file."""
@@ -171,6 +179,9 @@ class BetonSource(Source):
         self.images = self._rows[self.image_field]
         rule = descriptors["arguments"][-1].tobytes().rstrip(b"\0")
         self.checksums = fields == FIELDS and rule == CHECKSUM_RULE
+        ours = rule == CHECKSUM_RULE or (bool(rule) and fields[-1][1] == INT_FIELD)  # others' have no arguments
+        if ours and not self.checksums:
+            raise self._broken("its fields are damaged")
         if self.checksums and len(self._allocations) != samples:
             raise self._broken(f"it holds {samples} images, or {len(self._allocations)}: its tables disagree")
 
@@ -203,37 +214,42 @@ class BetonSource(Source):
         if not inside.all():
             raise self._broken(f"image {int(np.argmin(inside))} lies outside of its data region")
         if self.images["mode"].max() > RAW:
-            raise self._broken("an image is neither JPEG nor RAW")
+            raise self._broken(f"image {int(np.argmax(self.images['mode'] > RAW))} is neither JPEG nor RAW")
 
     def _labels(self) -> NDArray[np.int64]:
-        """A copy, since rows are strided."""
+        """A view of the table: a copy would be memory that cannot be let go of."""
         if self.label_field is None:
             return np.full(len(self._rows), UNLABELLED, np.int64)
-        return self._rows[self.label_field].copy()
+        return self._rows[self.label_field]
 
     def _classes(self) -> tuple[str, ...]:
-        lowest, highest = int(self.labels.min()), int(self.labels.max())
         count = len(self.sidecar.classes) if self.sidecar else MOST_CLASSES
-        if highest >= count or lowest < UNLABELLED:
-            raise self._broken(f"its labels reach from {lowest} to {highest}, for {count} classes at most")
-        return self.sidecar.classes if self.sidecar else tuple(map(str, range(highest + 1)))
+        wrong = (self.labels >= count) | (self.labels < UNLABELLED)
+        if wrong.any():
+            index = int(np.argmax(wrong))
+            raise self._broken(f"the label of image {index} is {self.labels[index]}, of {count} classes at most")
+        return self.sidecar.classes if self.sidecar else tuple(map(str, range(int(self.labels.max()) + 1)))
 
     def _broken(self, reason: str) -> UserError:
         return UserError(f"{self.path}: not a whole .beton file ({reason}): convert or copy it again")
 
-    def stored(self, index: int) -> NDArray[np.uint8]:
-        """The image's bytes as they lie in the file, uint8 [length], a read-only view. Raises BrokenImage.
+    def stored(self, index: int) -> bytes:
+        """The image's bytes as they lie in the file. Raises BrokenImage."""
+        self._shard.check()
+        try:
+            data = self._shard.read(self.start(index), int(self.lengths[index]))
+        except OSError as error:
+            raise BrokenImage(self.location(index), error.strerror or str(error)) from error
+        self._test(index, data)
+        return data
 
-        The checksum is tested the first time (twice, harmlessly, where two threads come first at once).
-        """
-        start = int(self.images["pointer"][index])
-        data = self._file[start : start + int(self.lengths[index])]
+    def _test(self, index: int, data: bytes | memoryview) -> None:
+        """Hold an image against its checksum, the first time (twice, harmlessly, where two threads come at once)."""
         if self._unchecked[index]:
             _, label, written = self._rows[index].item()
-            if checksum(data.data, label) != written:
+            if checksum(data, label) != written:
                 raise BrokenImage(self.location(index), CHANGED)
             self._unchecked[index] = False
-        return data
 
     def entry(self, index: int) -> Entry:
         """What the tables say of an image, to copy it into another shard."""
@@ -248,14 +264,13 @@ class BetonSource(Source):
     def encoded(self, index: int) -> bytes:
         if self.images["mode"][index] == RAW:
             return encode_png(self.decode(index))
-        return self.stored(index).tobytes()
+        return self.stored(index)
 
     def decode(self, index: int) -> NDArray[np.uint8]:
         """uint8 [H, W, 3]; of a RAW image a read-only view of the file."""
-        _, width, height, _ = self.images[index].item()
         if self.images["mode"][index] == RAW:
-            return self._raw(index).reshape(height, width, 3)
-        out = np.empty((height, width, 3), np.uint8)
+            return self._raw(index)
+        out = np.empty((*self._size(index), 3), np.uint8)
         self._decoder(index)(out, None)
         return out
 
@@ -263,28 +278,42 @@ class BetonSource(Source):
         height, width = self.sizes(indices)
         if self.storage != "raw":
             return Fetched(height=height, width=width, decode=[self._decoder(int(i)) for i in indices])
-        for index in indices[self._unchecked[indices] | (self.lengths[indices] != height * width * 3)]:
+        for index in indices[self._unchecked[indices]]:
             self._raw(int(index))
         offset = self.images["pointer"][indices].astype(np.int64)
         return Ready(Pixels(data=self._file, offset=offset, height=height, width=width))
 
     def sizes(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """From the table: no image is touched."""
-        images = self.images[indices]
-        return images["height"].astype(np.int64), images["width"].astype(np.int64)
+        """From the table: no image is touched. Raises BrokenImage for sizes that its bytes cannot be."""
+        self._shard.check()
+        images, lengths = self.images[indices], self.lengths[indices].astype(np.int64)
+        height, width = images["height"].astype(np.int64), images["width"].astype(np.int64)
+        pixels = height * width
+        fits = np.where(images["mode"] == RAW, 3 * pixels == lengths, pixels <= DENSEST * lengths)
+        possible = fits & (pixels > 0) & (pixels <= MOST_PIXELS)
+        if not possible.all():
+            n = int(np.argmin(possible))
+            reason = f"{lengths[n]} bytes cannot be {height[n]}×{width[n]} pixels"
+            raise BrokenImage(self.location(int(indices[n])), reason)
+        return height, width
+
+    def _size(self, index: int) -> tuple[int, int]:
+        (height,), (width,) = self.sizes(np.array([index]))
+        return int(height), int(width)
 
     def _decoder(self, index: int) -> DecodeInto:
         if self.images["mode"][index] == RAW:
             raw = self._raw(index)
-            return lambda out, box: np.copyto(out, raw.reshape(out.shape))
-        return encoded_decoder(self.stored(index).tobytes(), self.location(index))
+            return lambda out, box: np.copyto(out, raw)
+        return encoded_decoder(self.stored(index), self.location(index))
 
     def _raw(self, index: int) -> NDArray[np.uint8]:
-        """A RAW image's bytes, as many as its size asks for. Raises BrokenImage."""
-        data, (_, width, height, _) = self.stored(index), self.images[index].item()
-        if len(data) != height * width * 3:
-            raise BrokenImage(self.location(index), f"{len(data)} bytes cannot be {height}×{width} pixels")
-        return data
+        """A RAW image's pixels, as a view of the file. Raises BrokenImage."""
+        height, width = self._size(index)
+        start = self.start(index)
+        data = self._file[start : start + height * width * 3]
+        self._test(index, data.data)
+        return data.reshape(height, width, 3)
 
     def location(self, index: int) -> str:
         return f"{self.path}[{index}]"
@@ -303,18 +332,10 @@ class BetonSource(Source):
         return BetonSource, (self.path,)
 
     def close(self) -> None:
-        """Let go of the mapping; it ends when the last RAW view handed out does."""
+        """Let go of the mapping; it ends when the last RAW view handed out does. Labels stay."""
+        self._shard.close()
+        self.labels = self.labels.copy()
         del self._file, self._front, self._rows, self._allocations, self.images, self.lengths
-
-
-def _map(path: Path) -> NDArray[np.uint8]:
-    """The file's bytes, mapped read-only (a plain array over the mapping: slicing a memmap is slower)."""
-    try:
-        return np.asarray(np.memmap(path, np.uint8, mode="r"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be opened ({error.strerror}): is the path right?") from error
-    except ValueError as error:  # numpy's word for an empty file
-        raise UserError(f"{path}: not a whole .beton file (it is empty): convert or copy it again") from error
 
 
 def _sha256(*parts: NDArray[np.generic] | bytes) -> str:

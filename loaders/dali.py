@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from penstock.errors import BrokenImage, MissingExtra
 from penstock.loaders.contract import Options
-from penstock.loaders.fetched import Fetched, copied
+from penstock.loaders.examined import Examined
+from penstock.loaders.fetched import Fetched, Ready, copied
 from penstock.loaders.pipeline import Fetch, PipelineLoader
 from penstock.loaders.sources.base import Source
 
@@ -35,6 +36,7 @@ class DALILoader(PipelineLoader):
         self.walk: tuple[int, int] = (0, 0)  # (epoch, consumed) that DALI's current pass walks
         self.fed: deque[NDArray[np.int64]] = deque()  # the samples of the batches that DALI has and we do not
         self.pipe: Any = None
+        self.examined = Examined(source)
 
     def _build(self) -> Any:
         """DALI's graph: encoded bytes in, uint8 [H, W, 3] out. Built anew only after a pass that was left early."""
@@ -91,9 +93,22 @@ class DALILoader(PipelineLoader):
                 self._begin(epoch, consumed + (step + 1) * self.order.global_batch)
                 yield index, partial(self._fetch_part, index)
             else:
-                yield self.fed.popleft(), partial(_part_of, images)
+                index = self.fed.popleft()
+                yield index, partial(self._decoded_part, images, index.copy(), index)
         if pipe:
             self.pipe = self._at_its_start(pipe)
+
+    def _decoded_part(
+        self, images: list[NDArray[np.uint8]], fed: NDArray[np.int64], index: NDArray[np.int64], part: slice
+    ) -> Fetched | Ready:
+        """DALI's images; our decoder's where DALI saw nothing wrong in a broken one, or others are wanted by now."""
+        if np.array_equal(fed[part], index[part]):
+            try:
+                self.examined.examine(fed[part])
+                return copied(images[part])
+            except BrokenImage:
+                pass
+        return self._fetch_part(index, part)
 
     def _begin(self, epoch: int, consumed: int) -> None:
         """What DALI's next pass walks."""
@@ -125,7 +140,3 @@ class DALILoader(PipelineLoader):
             except BrokenImage as broken:
                 return broken
         return BrokenImage(f"{self.source.name}, samples {index[0]}…{index[-1]}", str(error).strip().splitlines()[0])
-
-
-def _part_of(images: list[NDArray[np.uint8]], part: slice) -> Fetched:
-    return copied(images[part])

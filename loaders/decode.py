@@ -37,6 +37,7 @@ from penstock.loaders.jpeg import decode_jpeg
 
 LOG = logging.getLogger(__name__)
 MOST_PIXELS = 178_956_970  # twice PIL.Image.MAX_IMAGE_PIXELS: where Pillow itself refuses
+DENSEST = 512  # pixels in a byte of a plain JPEG, at most: each block of 64 takes one bit of Huffman code or more
 PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF")  # not all it knows: EPS would run Ghostscript
 LOST_PIXELS = ("premature end of data segment", "bad Huffman code")  # libjpeg's words where it makes up the rest
 ORIENTATION = 0x0112  # the EXIF tag
@@ -70,8 +71,11 @@ def image_size(data: bytes, location: str = "image") -> tuple[int, int]:
 def _size(data: bytes, location: str, header: JpegHeader | None) -> tuple[int, int]:
     if header is None:
         return _forgiving(_pillow_size, data, location)
-    if header.height * header.width > MOST_PIXELS:
+    pixels = header.height * header.width
+    if pixels > MOST_PIXELS:
         raise BrokenImage(location, f"{header.width} x {header.height} pixels, more than the limit of {MOST_PIXELS}")
+    if not pixels or (header.plain and pixels > DENSEST * len(data)):
+        raise BrokenImage(location, f"{len(data)} bytes cannot be {header.width} x {header.height} pixels")
     return (header.width, header.height) if header.orientation >= 5 else (header.height, header.width)
 
 
@@ -79,13 +83,20 @@ def _decode_into(
     data: bytes, location: str, header: JpegHeader | None, out: NDArray[np.uint8], box: Box | None
 ) -> None:
     """Decode into `out`, uint8 [H, W, 3] of the size that the header names. Raises BrokenImage."""
+    if header is not None:  # else a lie in a table, or in the header, would cost the memory for all that it says
+        _hold_to(out, _size(data, location, header), location)
     upright = header is not None and header.orientation == 1
     image = _decode(data, location, header, out, box) if upright else _decode(data, location, header)
-    if image.shape != out.shape:
-        (height, width), (rows, columns) = image.shape[:2], out.shape[:2]
-        raise BrokenImage(location, f"it decodes to {height}×{width} pixels, {rows}×{columns} were announced")
+    _hold_to(out, image.shape[:2], location)
     if image is not out:
         np.copyto(out, image)
+
+
+def _hold_to(announced: NDArray[np.uint8], size: tuple[int, ...], location: str) -> None:
+    """Raises BrokenImage for an image whose size is not the one announced."""
+    (height, width), (rows, columns) = size, announced.shape[:2]
+    if size != announced.shape[:2]:
+        raise BrokenImage(location, f"it is of {height}×{width} pixels, {rows}×{columns} were announced")
 
 
 def _decode(

@@ -4,13 +4,15 @@ Order, indices and labels are ours; the augmentation is the package's, as far as
 MoCo list. It has no greyscale, no blur, no hue, no choice among operations; brightness, contrast and saturation each
 decide on their own whether they apply and always come in that order; crops are resized by area averaging; JPEGs are
 decoded once for every view, by the fast DCT. Its random values have no seed, so nothing repeats and a resumed run
-differs. A JPEG that cannot be decoded gives stale pixels in silence: it ignores its decoder's return code.
+differs. A JPEG that cannot be decoded gives stale pixels in silence: it ignores its decoder's return code; and sizes
+in the table that are not an image's lead it beyond its memory.
 
-What this file does about the rest: one Loader for each kind of view is compiled once (and again where a recipe changes
-between epochs) and re-pointed at each epoch's order, in which each batch's indices come once for every view of that
-kind; batches are copied, because it overwrites its buffers; the thread of an epoch that was left early is ended; a
-pipeline that raises is noticed, where the package would wait for ever; and torch gets back the threads that importing
-ffcv and starting its Loader take away.
+What this file does about the rest: impossible sizes are refused before it starts, and no batch is handed over before
+each of its images was read once by our own decoder or held against its checksum (`examined.py`). One Loader for each
+kind of view is compiled once (and again where a recipe changes between epochs) and re-pointed at each epoch's order,
+in which each batch's indices come once for every view of that kind; batches are copied, because it overwrites its
+buffers; the thread of an epoch that was left early is ended; a pipeline that raises is noticed, where the package
+would wait for ever; and torch gets back the threads that importing ffcv and starting its Loader take away.
 
 https://github.com/libffcv/ffcv (Leclerc et al. 2023, arXiv 2306.12517). Importing it takes seconds, compiling more.
 """
@@ -33,6 +35,7 @@ from penstock.augment.recipe import Recipe, View
 from penstock.errors import MissingExtra, UserError
 from penstock.loaders.beton import BetonSource
 from penstock.loaders.contract import Loader, Options, Views
+from penstock.loaders.examined import Examined
 from penstock.loaders.sources.base import UNLABELLED, Source, Subset
 
 Batches = Generator[tuple[torch.Tensor, torch.Tensor], None, None]
@@ -48,7 +51,8 @@ class FFCVPackageLoader(Loader):
 
     Raises:
         MissingExtra: the package is not installed.
-        UserError: the source is no `.beton`.
+        UserError: the source is no `.beton`, or broken images are to be skipped.
+        BrokenImage: an image's size cannot be; while iterating: an image is damaged.
     """
 
     def __init__(self, source: Source, options: Options) -> None:
@@ -58,6 +62,8 @@ class FFCVPackageLoader(Loader):
                 "--on-error skip: the ffcv package does not tell broken images from whole ones: use --loader ffcv"
             )
         self.shard, self.positions = _unwrap(source)
+        self.shard.sizes(np.arange(len(self.shard)))  # the package trusts them
+        self.examined = Examined(source)
         _import_ffcv()
         self.now = self.recipe.at(0)
         warn_of_left_out(self.now)
@@ -84,6 +90,7 @@ class FFCVPackageLoader(Loader):
             kinds = zip(self.loaders, self.now.views, strict=True)
             walks = [stack.enter_context(closing(self._walk(loader, view, steps))) for loader, view in kinds]
             for index in steps:
+                self.examined.examine_in_threads(index, self.options.workers)
                 # a rank that has no part in a kept tail still takes the step, with an empty batch
                 batches = [next(walk) for walk in walks] if len(index) else list(map(_empty, self.now.views))
                 yield Views(

@@ -169,7 +169,7 @@ def prepare(
     if not shard.exists():
         with locked(shard):
             if not shard.exists():  # else another process was first
-                convert(source, shard, workers=workers or available_cpus(), on_error=on_error)
+                convert(source, shard, check="decode", workers=workers or available_cpus(), on_error=on_error)
     opened = open_source(str(shard))
     if on_error == "skip":
         _name_what_was_left_out(opened)

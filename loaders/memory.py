@@ -51,7 +51,10 @@ class Recycler:
     def _lend(self, size: int) -> NDArray[np.uint8]:
         """uint8 [size]: torch holds this very array for as long as it uses the memory, so its end is the memory's."""
         free = self._free[size]
-        memory = free.pop() if free else np.empty(size, np.uint8)
+        try:
+            memory = free.pop()
+        except IndexError:
+            memory = np.empty(size, np.uint8)
         lent = memory[:]
         weakref.finalize(lent, _give_back, free, memory).atexit = False
         return lent

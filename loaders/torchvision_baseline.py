@@ -4,7 +4,7 @@ PIL opens and converts the file, torchvision's transforms make its views one aft
 that in worker processes (persistent, pinned memory where there is a GPU). Operations that torchvision has no
 transform for are Albumentations', on the image as an array, with the recipe's ranges: as users of both write it. It
 brings its own augmentation, so its pixels differ from our rows'; coverage, labels and order are ours, through the
-sampler.
+sampler. What Pillow does not object to it shows: invalid codes in a JPEG come out as made-up pixels.
 """
 
 from __future__ import annotations

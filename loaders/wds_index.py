@@ -26,8 +26,10 @@ def samples(index: bytes) -> int:
     """How many samples the first line promises. Raises ValueError."""
     line = index[: index.find(b"\n")]
     version, _, count = line.decode("latin-1").partition(" ")
-    if version != VERSION or not count.isdecimal() or not int(count):
+    if version != VERSION or not count.isdecimal() or not count.strip("0"):
         raise ValueError(f"its index starts with {line[:20]!r} instead of `{VERSION} <samples>`")
+    if len(count) > MOST_DIGITS or int(count) > len(index):  # before anybody makes room for so many
+        raise ValueError(f"its index promises {count[:20]} samples in {len(index)} bytes")
     return int(count)
 
 

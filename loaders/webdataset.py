@@ -1,7 +1,8 @@
 """WebDataset: a tar of `000000012.jpg` (or `.png`) and `000000012.cls`, with the index that DALI's `wds2idx` makes.
 
 A sample's number is its place in the source. Its checksum stands in the tar header as the name of the owning group,
-which no reader of data sets looks at; it is tested when the image is first read.
+which no reader of data sets looks at; it is tested when the image is first read. Tars made elsewhere have none: what
+changed in their files and still decodes is not noticed, but an index that points elsewhere is, by the tar's headers.
 
 The index `NAME.idx` says where each file's bytes lie in `NAME.tar`: a line `v1.2 N`, then for each sample its
 components, `extension offset size name`. With it any sample can be read at once, by DALI's
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import mmap
 import os
 import tarfile
 from dataclasses import replace
@@ -30,6 +30,7 @@ from penstock.loaders.beton import MOST_CLASSES
 from penstock.loaders.decode import decode_rgb, fetch_encoded
 from penstock.loaders.fetched import Fetched
 from penstock.loaders.shard import CHANGED, Entry, Place, ShardWriter, checksum
+from penstock.loaders.shard_file import ShardFile
 from penstock.loaders.sidecar import read_sidecar
 from penstock.loaders.sources.base import UNLABELLED, Source
 
@@ -109,13 +110,13 @@ class WebDatasetSource(Source):
 
     def __init__(self, path: str | Path, *, keep_index: bool = True) -> None:
         self.path = Path(path)
-        self._file = _map(self.path)
+        self._file = ShardFile(self.path)
         index = self._index(keep_index)
         self._index_sha256 = hashlib.sha256(index).hexdigest()
         self.offsets, self.lengths = self._component(index, IMAGE_EXTENSIONS, "image")
         sidecar = read_sidecar(
             self.path,
-            length=len(self._file),
+            length=self._file.size,
             header_sha256=self._index_sha256,
             index_sha256=self.index_sha256,
         )
@@ -123,13 +124,17 @@ class WebDatasetSource(Source):
         self.sidecar = replace(sidecar, labels=None) if sidecar else None  # a list takes several times the memory
         self.name = self.sidecar.provenance.source if self.sidecar else self.path.stem
         self._unchecked = np.full(len(self.labels), True)
+        self.stored_bytes = self._file.size
         self.classes = self._classes()
+
+    def will_need(self, first: int, last: int) -> None:
+        self._file.will_need(int(self.offsets[first]), int(self.offsets[last - 1] + self.lengths[last - 1]))
 
     def _index(self, keep: bool) -> bytes:
         """The index beside the tar, or one made from the tar."""
         path = index_path(self.path)
         if path.exists():
-            return path.read_bytes()
+            return _read(path)
         purpose = f" to make {path.name}" if keep else ""
         LOG.warning("%s: no index beside it; reading it through once%s", self.path, purpose)
         index = make_index(self.path)
@@ -145,7 +150,7 @@ class WebDatasetSource(Source):
             offsets, lengths = wds_index.component(index, extensions, what)
         except ValueError as error:
             raise self._broken(str(error)) from error
-        if (lengths > len(self._file) - offsets).any():
+        if (lengths > self._file.size - offsets).any():
             raise self._broken("its index reaches beyond its end: it is cut short, or the index is another tar's")
         return offsets, lengths
 
@@ -157,50 +162,67 @@ class WebDatasetSource(Source):
             if not wds_index.has(index, b"cls"):
                 return np.full(len(self.offsets), UNLABELLED, np.int64)
             offsets, lengths = self._component(index, ("cls",), "label (.cls)")
-            return np.array([int(self._file[o : o + n]) for o, n in zip(offsets, lengths, strict=True)], np.int64)
-        except (ValueError, TypeError, OverflowError) as error:
+            files = zip(offsets.tolist(), lengths.tolist(), strict=True)
+            return np.array([int(self._member(offset, length)[1]) for offset, length in files], np.int64)
+        except (OSError, ValueError, TypeError, OverflowError) as error:
             where = "a .cls file" if known is None else "the sidecar"
             raise self._broken(f"{where} does not hold a number: {error}") from error
 
     def _classes(self) -> tuple[str, ...]:
-        lowest, highest = int(self.labels.min()), int(self.labels.max())
         count = len(self.sidecar.classes) if self.sidecar else MOST_CLASSES
-        if highest >= count or lowest < UNLABELLED or len(self.labels) != len(self.offsets):
-            raise self._broken(f"its labels reach from {lowest} to {highest}, for {count} classes at most")
-        return self.sidecar.classes if self.sidecar else tuple(map(str, range(highest + 1)))
+        wrong = (self.labels >= count) | (self.labels < UNLABELLED)
+        if len(self.labels) != len(self.offsets):
+            raise self._broken(f"it holds {len(self.offsets)} images and {len(self.labels)} labels")
+        if wrong.any():
+            index = int(np.argmax(wrong))
+            raise self._broken(f"the label of image {index} is {self.labels[index]}, of {count} classes at most")
+        return self.sidecar.classes if self.sidecar else tuple(map(str, range(int(self.labels.max()) + 1)))
 
     def _broken(self, reason: str) -> UserError:
         return UserError(f"{self.path}: not a WebDataset tar with its index ({reason}): convert or copy it again")
 
     def encoded(self, index: int) -> bytes:
         """The file's bytes; their checksum, where there is one, is tested the first time. Raises BrokenImage."""
-        start = self.start(index)
-        data = self._file[start : start + int(self.lengths[index])]
-        if self._unchecked[index]:
-            written = self._written(index)
-            if written is not None and written != b"%08x" % checksum(data, int(self.labels[index])):
-                raise BrokenImage(self.location(index), CHANGED)
-            self._unchecked[index] = False
+        try:
+            if not self._unchecked[index]:
+                return self._file.read(self.start(index), int(self.lengths[index]))
+            header, data = self._member(self.start(index), int(self.lengths[index]))
+        except (OSError, ValueError) as error:
+            raise BrokenImage(self.location(index), getattr(error, "strerror", None) or str(error)) from error
+        written = _written(header)
+        if written is not None and written != b"%08x" % checksum(data, int(self.labels[index])):
+            raise BrokenImage(self.location(index), CHANGED)
+        self._unchecked[index] = False
         return data
 
-    def _written(self, index: int) -> bytes | None:
-        """The checksum in the image's tar header, in hexadecimal; None in a tar made elsewhere."""
-        header = self._file[max(0, self.start(index) - BLOCK) : self.start(index)]
-        return header[GROUP] if header[OWNER] == CHECKSUM_OWNER else None
+    def _member(self, start: int, length: int) -> tuple[bytes, bytes]:
+        """A file's header in the tar, and its bytes. Raises OSError, and ValueError where no such file begins there."""
+        if start < BLOCK or start % BLOCK:
+            raise ValueError("its place in the index is none that a file can have")
+        data = self._file.read(start - BLOCK, BLOCK + length)
+        header = data[:BLOCK]
+        if header[SIZE].strip(b" \0").zfill(12) != b"%012o" % length:
+            raise ValueError("the tar's header before it is damaged, or the index points elsewhere")
+        return header, data[BLOCK:]
 
     @property
     def checksums(self) -> bool:
         """Whether the file has them."""
-        return self._written(0) is not None
+        return _written(self._header(0)) is not None
+
+    def _header(self, index: int) -> bytes:
+        """Of the image's file in the tar."""
+        return self._file.read(max(0, self.start(index) - BLOCK), BLOCK)
 
     def entry(self, index: int) -> Entry:
         """What is known of an image of a tar made here, to copy it into another. Raises BrokenImage."""
-        name = self._file[self.start(index) - BLOCK : self.start(index)][:100].rstrip(b"\0").decode("latin-1")
+        header = self._header(index)
+        name = header[:100].rstrip(b"\0").decode("latin-1")
         number, _, extension = name.partition(".")
         kinds = {kept: kind for kind, kept in EXTENSIONS.items()}
         label, length = int(self.labels[index]), int(self.lengths[index])
         try:
-            return Entry(int(number), kinds[extension], 0, 0, label, length, int(self._written(index) or b"", 16))
+            return Entry(int(number), kinds[extension], 0, 0, label, length, int(_written(header) or b"", 16))
         except (KeyError, ValueError) as error:
             raise BrokenImage(self.location(index), f"its tar header, {name!r}, was not written here") from error
 
@@ -232,6 +254,18 @@ class WebDatasetSource(Source):
 
     def close(self) -> None:
         self._file.close()
+
+
+def _written(header: bytes) -> bytes | None:
+    """The checksum in an image's header, in hexadecimal; None in a tar made elsewhere."""
+    return header[GROUP] if header[OWNER] == CHECKSUM_OWNER else None
+
+
+def _read(index: Path) -> bytes:
+    try:
+        return index.read_bytes()
+    except OSError as error:
+        raise UserError(f"{index}: cannot be read ({error.strerror}): remove it, and it is made anew") from error
 
 
 def make_index(tar: Path) -> bytes:
@@ -285,13 +319,3 @@ def write_index(path: Path, index: bytes) -> None:
     except OSError as error:
         advice = f"make it with `wds2idx {path.with_suffix('.tar')}`"
         raise UserError(f"{path}: cannot be written ({error.strerror}): {advice}") from error
-
-
-def _map(path: Path) -> mmap.mmap:
-    try:
-        with open(path, "rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be opened ({error.strerror}): is the path right?") from error
-    except ValueError as error:  # mmap's word for an empty file
-        raise UserError(f"{path}: empty, so not a tar: convert or copy it again") from error

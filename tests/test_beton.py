@@ -35,9 +35,12 @@ from penstock.loaders.beton import (
 )
 from penstock.loaders.convert import convert
 from penstock.loaders.decode import encode_jpeg
+from penstock.loaders.parts import join
 from penstock.loaders.shard import Entry, checksum
 from penstock.loaders.sidecar import sidecar_path
 from penstock.loaders.sources.arrays import ImageArrays
+from penstock.loaders.sources.base import Source
+from penstock.loaders.sources.folder import ImageFolder
 
 needs_ffcv = pytest.mark.skipif(
     importlib.util.find_spec("ffcv") is None, reason="the ffcv package is not installed (penstock[ffcv])"
@@ -307,13 +310,45 @@ def whole(path):  # the package's Loader, for images of one size
     return np.concatenate(images), np.concatenate(labels)[:, 0]
 
 if __name__ == "__main__":
-    mixed, same, written, out = sys.argv[1:]
+    mixed, same, written, out, *others = sys.argv[1:]
     images, labels = whole(same)
     np.savez(out, *one_by_one(mixed), same=images, labels=labels)
+    for other in others:
+        np.savez(other + ".npz", *one_by_one(other), labels=Reader(other).metadata["f1"])
     samples = [(int(label), image) for image, label in zip(images, labels)]
     fields = {"class": IntField(), "picture": RGBImageField(write_mode="proportion", compress_probability=0.5)}
     DatasetWriter(written, fields, num_workers=2).from_indexed_dataset(samples, chunksize=2)
 """
+
+
+CONVERTED = ("kept", "jpeg", "raw", "resized", "unlabelled", "single", "pages", "part", "joined")
+
+
+def convert_as(name: str, folder: Path) -> None:
+    """Write one of `CONVERTED` from JPEGs and PNGs of two classes."""
+    images, shard = folder / f"{name}-images", folder / f"{name}.beton"
+    for i, (height, width) in enumerate(SIZES[:1] if name == "single" else SIZES * 2):
+        path = images / ("" if name == "unlabelled" else "ab"[i % 2]) / f"{i}.{'jpg' if i < 6 else 'png'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(smooth(height, width, i)).save(path)
+    source: Source = ImageFolder(images, name=name)
+    if name == "pages":  # two images fill one
+        source = ImageArrays(
+            np.random.default_rng(0).integers(0, 256, (5, 1100, 1000, 3), np.uint8), [0] * 5, "a", name
+        )
+    options = {
+        "resized": {"max_side": 30, "encoding": "jpeg"},
+        "raw": {"encoding": "raw"},
+        "jpeg": {"encoding": "jpeg"},
+    }
+    if name not in ("part", "joined"):
+        convert(source, shard, progress=False, **options.get(name, {}))
+        return
+    parts = [convert(source, shard, part=f"{n}/2", progress=False).path for n in (1, 2)]
+    if name == "part":
+        parts[1].rename(shard)
+    else:
+        join(shard, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -331,6 +366,9 @@ def by_ffcv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     same = [(x.tobytes(), RAW, 32, 32) if i % 2 else (encode_jpeg(x, 90), JPEG, 32, 32) for i, x in enumerate(squares)]
     write(folder / "same.beton", same, list(range(10)))
     files = [str(folder / name) for name in ("mixed.beton", "same.beton", "written.beton", "out.npz")]
+    for name in CONVERTED:
+        convert_as(name, folder)
+        files.append(str(folder / f"{name}.beton"))
     (folder / "script.py").write_text(FFCV_READS)
     command = [sys.executable, str(folder / "script.py"), *files]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, env=dict(os.environ))
@@ -343,12 +381,25 @@ def test_the_ffcv_reader_and_decoder_give_the_same_pixels(by_ffcv: Path) -> None
     """RAW bit for bit. JPEG bit for bit what libjpeg-turbo's fast DCT gives, which the package asks for."""
     source, theirs = BetonSource(by_ffcv / "mixed.beton"), np.load(by_ffcv / "out.npz")
     for i in range(len(source)):
-        pixels = theirs[f"arr_{i}"]
-        if source.images["mode"][i] == RAW:
-            np.testing.assert_array_equal(pixels, source.decode(i))
-        else:
-            np.testing.assert_array_equal(pixels, simplejpeg.decode_jpeg(source.encoded(i), "RGB", fastdct=True))
-            assert np.abs(pixels.astype(int) - source.decode(i)).max() <= 20
+        assert_as_ffcv_decodes(source, i, theirs[f"arr_{i}"])
+
+
+def assert_as_ffcv_decodes(source: BetonSource, i: int, pixels: NDArray[np.uint8]) -> None:
+    if source.images["mode"][i] == RAW:
+        np.testing.assert_array_equal(pixels, source.decode(i))
+    else:
+        np.testing.assert_array_equal(pixels, simplejpeg.decode_jpeg(source.encoded(i), "RGB", fastdct=True))
+        assert np.abs(pixels.astype(int) - source.decode(i)).max() <= 20
+
+
+@needs_ffcv
+@pytest.mark.parametrize("name", CONVERTED)
+def test_the_ffcv_package_opens_what_is_converted(by_ffcv: Path, name: str) -> None:
+    source, theirs = BetonSource(by_ffcv / f"{name}.beton"), np.load(by_ffcv / f"{name}.beton.npz")
+    assert theirs["labels"].tolist() == source.labels.tolist()
+    assert len(theirs.files) == len(source) + 1
+    for i in range(len(source)):
+        assert_as_ffcv_decodes(source, i, theirs[f"arr_{i}"])
 
 
 @needs_ffcv

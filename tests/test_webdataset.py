@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,10 @@ from penstock.errors import BrokenImage, UserError
 from penstock.loaders import wds_index
 from penstock.loaders.convert import convert
 from penstock.loaders.decode import encode_jpeg, encode_png
+from penstock.loaders.parts import join
 from penstock.loaders.sidecar import sidecar_path
 from penstock.loaders.sources.arrays import ImageArrays
+from penstock.loaders.sources.base import Source, Subset
 from penstock.loaders.sources.folder import ImageFolder
 from penstock.loaders.webdataset import BLOCK, WebDatasetSource, index_path
 
@@ -94,25 +97,45 @@ def test_the_index_is_the_one_that_wds2idx_makes(jpegs: Path, tmp_path: Path) ->
 
 
 @needs_dali
-def test_dali_reads_it(jpegs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["kept", "jpeg", "raw", "resized", "unlabelled", "single", "part", "joined"])
+def test_dali_reads_it(jpegs: Path, tmp_path: Path, what: str) -> None:
+    """Whatever was converted, and however."""
     from nvidia.dali import fn, pipeline_def
 
-    convert(ImageFolder(jpegs, name="jpegs"), tmp_path / "jpegs.tar", progress=False)
+    tar = tmp_path / "x.tar"
+    convert_as(what, jpegs, tar)
 
-    @pipeline_def(batch_size=7, num_threads=1, device_id=None)
+    @pipeline_def(batch_size=len(WebDatasetSource(tar)), num_threads=1, device_id=None)
     def read() -> tuple:
-        paths, index_paths = [str(tmp_path / "jpegs.tar")], [str(tmp_path / "jpegs.idx")]
+        paths, index_paths = [str(tar)], [str(index_path(tar))]
         images, labels = fn.readers.webdataset(paths=paths, index_paths=index_paths, ext=["jpg;png", "cls"])
         return images, labels
 
     pipeline = read()
     pipeline.build()
     images, labels = pipeline.run()
-    source = WebDatasetSource(tmp_path / "jpegs.tar")
-    assert len(images) == len(source) == 7
-    for i in range(7):
+    source = WebDatasetSource(tar)
+    assert len(source) == {"single": 1, "unlabelled": 3, "part": 4}.get(what, 7)
+    for i in range(len(source)):
         assert np.asarray(images.at(i)).tobytes() == source.encoded(i)
         assert int(np.asarray(labels.at(i)).tobytes()) == source.labels[i]
+
+
+def convert_as(what: str, jpegs: Path, tar: Path) -> None:
+    """From six JPEGs and a PNG of two classes; from those of one as if it were a set without classes; or from one."""
+    source: Source = ImageFolder(jpegs / "a" if what == "unlabelled" else jpegs, name="jpegs")
+    options = {"resized": {"max_side": 9}, "raw": {"encoding": "raw"}, "jpeg": {"encoding": "jpeg"}}
+    if what == "single":
+        source = Subset(source, [4])
+    if what not in ("part", "joined"):
+        convert(source, tar, progress=False, **options.get(what, {}))
+        return
+    parts = [convert(source, tar, part=f"{n}/2", progress=False).path for n in (1, 2)]
+    if what == "joined":
+        join(tar, progress=False)
+    else:
+        index_path(parts[1]).rename(index_path(tar))
+        parts[1].rename(tar)
 
 
 def test_a_missing_index_is_made_again_with_a_note(tar: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -142,6 +165,20 @@ def test_a_tar_of_other_people_opens(tmp_path: Path) -> None:
     assert unlabelled.labels.tolist() == [-1, -1] and unlabelled.classes == ()
 
 
+def test_an_index_that_points_elsewhere_is_noticed_without_checksums(tmp_path: Path) -> None:
+    """By the tar's own headers, for images and for labels."""
+    images = [(f"{i}.png", encode_png(IMAGES[i])) for i in range(3)]
+    tar = write_tar(tmp_path / "theirs.tar", sorted([*images, *((f"{i}.cls", b"12") for i in range(3))]))
+    assert WebDatasetSource(tar).labels.tolist() == [12] * 3
+    index = index_path(tar).read_bytes()
+    words = index.split(b"\n")[2].split()  # of sample 1
+    for place, by in product((1, 2, 5, 6), (-1, 1, -BLOCK, BLOCK)):  # offset and size of both files
+        other = [*words[:place], b"%d" % (int(words[place]) + by), *words[place + 1 :]]
+        index_path(tar).write_bytes(index.replace(b" ".join(words), b" ".join(other)))
+        with pytest.raises(UserError, match=r"theirs\.tar.*its? (index|place in the index)|index points elsewhere"):
+            WebDatasetSource(tar).decode(1)
+
+
 def test_an_image_cut_short_is_named(tmp_path: Path) -> None:
     members = [("0.png", encode_png(IMAGES[0])), ("1.png", encode_png(IMAGES[1])[:60]), ("2.png", b"")]
     source = WebDatasetSource(write_tar(tmp_path / "bad.tar", members))
@@ -157,6 +194,8 @@ def test_an_image_cut_short_is_named(tmp_path: Path) -> None:
         (b"no tar at all" * 100, None, "not a whole, uncompressed tar"),
         (bytes(4096), b"v1.1 1\n", "its index starts with"),
         (bytes(4096), b"v1.2 0\n", "its index starts with"),
+        (bytes(4096), b"v1.2 99999999999\njpg 512 9 a.jpg", "promises 99999999999 samples in 32 bytes"),
+        (bytes(4096), b"v1.2 " + b"9" * 5000 + b"\njpg 512 9 a.jpg", "promises 99999999999999999999 samples"),
         (bytes(4096), b"v1.2 1\njpg 512 9 a.jpg cls 1536", "same components"),
         (bytes(4096), b"v1.2 1\ncls 1536 1 a.cls", "has not one image"),
         (bytes(4096), b"v1.2 1\njpg 512 9999 a.jpg cls 1536 1 a.cls", "reaches beyond its end"),
