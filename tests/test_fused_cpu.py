@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 
 from penstock.augment import Pixels, Rows, draw, evaluation, fused_cpu, load_recipe, reference
+from penstock.augment.fused_cpu.finish import normalisation
+from penstock.augment.recipes import RECIPES
 from penstock.augment.rows import PARAMETERS, Interpolation, Opcode
 
 RECIPE = replace(evaluation(32), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -99,7 +101,7 @@ def test_hue_is_the_reference_s(shift):
         assert off.max() <= 1 and off.mean() <= 0.1
 
 
-@pytest.mark.parametrize("size", [16, 33])
+@pytest.mark.parametrize("size", [16, 33, 70])
 @pytest.mark.parametrize("sigma", [0.1, 0.25, 0.4, 1.0, 1.7, 2.0])
 def test_blur_is_the_reference_s(sigma, size):
     radius = max(1, int(np.ceil(3 * sigma)))
@@ -155,6 +157,47 @@ def test_normalisation_is_exact(dtype):
     written = torch.zeros_like(expected)
     fused_cpu.write(image[None], np.array([0]), np.array([0]), recipe, written)
     assert torch.equal(written, expected)
+
+
+@pytest.mark.parametrize("size", [8, 15, 40])
+@pytest.mark.parametrize("offset", [0, 1, 4, 15])
+def test_views_may_lie_anywhere(offset, size):
+    """What vectors do not reach is looked up, before and after them: the same bits, and nothing beyond."""
+    recipe, pixels = load_recipe("moco-v2", size=size), Pixels.from_images(photographs(4))
+    rows, numbers = rows_for(recipe, pixels), 2 * 4 * size * size * 3
+    memory = torch.full((offset + numbers + 16,), 9.0)
+    out = memory[offset : offset + numbers].view(2, 4, size, size, 3).permute(0, 1, 4, 2, 3)
+    fused_cpu.run(pixels, rows, recipe, out)
+    table = torch.from_numpy(fused_cpu._table(recipe.mean, recipe.std, torch.float32).view(np.float32))
+    levels = run(fused_cpu, pixels, rows, replace(recipe, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)), size) * 255
+    for channel in range(3):
+        assert torch.equal(out[:, :, channel], table[channel][levels[:, :, channel].round().long()])
+    assert (memory[:offset] == 9).all() and (memory[offset + numbers :] == 9).all()
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
+def test_arithmetic_normalises_as_the_table_or_not_at_all(recipe):
+    table = fused_cpu._table(recipe.mean, recipe.std, torch.float32)
+    assert len(normalisation(recipe.mean, recipe.std, table))
+    table = table.copy()
+    table[1, 77] ^= 1
+    assert not len(normalisation(recipe.mean, recipe.std, table))
+
+
+@pytest.mark.parametrize("shape", [(90, 77), (13, 9), (2, 40), (40, 2), (1, 1)])
+def test_what_lies_behind_an_image_does_not_show(shape):
+    """Sums are made in whole vectors, which reach over the end of a row."""
+    height, width = shape
+    image = np.random.default_rng(2).integers(0, 256, (height, width, 3), np.uint8)
+    crop = (Opcode.CROP, height // 2, width // 2, height - height // 2, width - width // 2, Interpolation.BILINEAR, 1)
+    opcode, parameters, seed = program(crop, (Opcode.GAUSSIAN_BLUR, 0.9, 3))
+    rows = Rows(opcode=opcode[None, None], parameters=parameters[None, None], seed=seed[None, None])
+    views = []
+    for behind in (b"", bytes(300), bytes([255]) * 300):
+        data = np.concatenate([image.reshape(-1), np.frombuffer(behind, np.uint8)])
+        pixels = Pixels(data=data, offset=np.array([0]), height=np.array([height]), width=np.array([width]))
+        views.append(run(fused_cpu, pixels, rows, RECIPE, 32))
+    assert torch.equal(views[0], views[1]) and torch.equal(views[0], views[2])
 
 
 def test_an_image_s_views_do_not_depend_on_its_batch():

@@ -4,7 +4,8 @@ The view lives as transposed uint8 planes `[channel][x][y]` from the crop to the
 all that is done here, so they are only counted, and carried out as the view is written.
 
 Read `program.py` first, which runs one row; then what it calls: `resample.py` (crops), `color.py`, `blur.py`,
-`pointwise.py`, `filters.py`, `clahe.py`, `scatter.py`; then `finish.py`, which writes.
+`pointwise.py`, `filters.py`, `clahe.py`, `scatter.py`; then `finish.py`, which writes. The innermost loops are made of
+`vectors.py` and `fixed.py`.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from penstock.augment.fused_cpu.finish import write_image, write_planes
+from penstock.augment.fused_cpu.finish import look_up, normalisation, stream, upright
 from penstock.augment.fused_cpu.memory import borrow
-from penstock.augment.fused_cpu.program import CROP, NONE, run_program
-from penstock.augment.fused_cpu.resample import Scratch, allocate, borrow_scratch, resize_crop
+from penstock.augment.fused_cpu.program import CROP, NONE, Workspace, allocate, borrow_workspace, run_program
+from penstock.augment.fused_cpu.resample import resize_crop
+from penstock.augment.fused_cpu.vectors import fence
 from penstock.augment.jit import njit
 from penstock.augment.pixels import Pixels
 from penstock.augment.recipe import Recipe
@@ -33,13 +35,16 @@ BITS = {
     torch.float16: (torch.int16, np.uint16),
     torch.bfloat16: (torch.int16, np.uint16),
 }
-IDENTITY = np.arange(256, dtype=np.uint32)[None].repeat(3, axis=0)  # a table that leaves bytes as they are
 
 
 class Target(NamedTuple):
     """Where views go: flat memory of 1, 2 or 4 bytes an element, the other two empty; one compilation serves them all.
 
     View v of sample n is [S, S, 3] elements from v · per_view + n · per_sample on.
+
+    Attributes:
+        table: uint32 [3, 256], the bits of each normalised byte; unused where bytes are wanted.
+        terms: float32, from `finish.normalisation` where words are wanted; else empty.
     """
 
     bytes: NDArray[np.uint8]
@@ -47,6 +52,8 @@ class Target(NamedTuple):
     words: NDArray[np.uint32]
     per_view: int
     per_sample: int
+    table: NDArray[np.uint32]
+    terms: NDArray[np.float32]
 
 
 @njit
@@ -56,44 +63,52 @@ def _image(memory, target, view, sample, size):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _write_planes(planes, left_right, up_down, table, target, view, sample):  # type: ignore[no-untyped-def]
-    size = planes.shape[1]
-    if len(target.words):
-        write_planes(planes, left_right, up_down, table, _image(target.words, target, view, sample, size))
-    elif len(target.shorts):
-        write_planes(planes, left_right, up_down, table, _image(target.shorts, target, view, sample, size))
+def _write_image(image, target, view, sample):  # type: ignore[no-untyped-def]
+    size = len(image)
+    if len(target.terms):
+        out = _image(target.words, target, view, sample, size)
+        stream(image.reshape(image.size), target.table, target.terms, out.reshape(out.size))
+    elif len(target.words):
+        look_up(image, target.table, _image(target.words, target, view, sample, size))
     else:
-        write_planes(planes, left_right, up_down, table, _image(target.bytes, target, view, sample, size))
+        look_up(image, target.table, _image(target.shorts, target, view, sample, size))
 
 
 @njit
-def _run(data, offset, height, width, opcode, parameters, seed, table, scratch, planes, spare, target):  # type: ignore[no-untyped-def]
-    """Every view of every image but rows that begin with NONE; planes, spare uint8 [3, S, S]."""
+def _write_planes(planes, spare, left_right, up_down, starts, target, view, sample):  # type: ignore[no-untyped-def]
+    size = planes.shape[1]
+    if len(target.bytes):
+        return upright(planes, left_right, up_down, starts, _image(target.bytes, target, view, sample, size))
+    image = spare.reshape((size, size, 3))
+    upright(planes, left_right, up_down, starts, image)
+    _write_image(image, target, view, sample)
+
+
+@njit
+def _run(data, offset, height, width, opcode, parameters, seed, work, target):  # type: ignore[no-untyped-def]
+    """Every view of every image but rows that begin with NONE."""
     data, opcode, parameters, seed = borrow(data), borrow(opcode), borrow(parameters), borrow(seed)
-    scratch, planes, spare = borrow_scratch(scratch), borrow(planes), borrow(spare)
+    work = borrow_workspace(work)
     whole = np.zeros(PARAMETERS, np.float32)
-    whole[2:4] = planes.shape[1]
+    whole[2:4] = work.planes.shape[1]
     for n in range(len(offset)):
-        image = data[offset[n] : offset[n] + height[n] * width[n] * 3].reshape((height[n], width[n], 3))
+        rows = data[offset[n] :]
         for view in range(opcode.shape[0]):
             if opcode[view, n, 0] == NONE:
                 continue
-            if opcode[view, n, 0] != CROP:
-                resize_crop(image, whole, scratch, planes)  # to the same size: exact, and faster than a plain loop
-            finished, left_right, up_down = run_program(
-                image, opcode[view, n], parameters[view, n], seed[view, n], scratch, planes, spare
-            )
-            _write_planes(finished, left_right, up_down, table, target, view, n)
+            if opcode[view, n, 0] != CROP:  # to the same size: exact, and faster than a plain loop
+                resize_crop(rows, height[n], width[n], whole, work.crop, work.planes)
+            program = opcode[view, n], parameters[view, n], seed[view, n]
+            planes, spare, left_right, up_down = run_program(rows, height[n], width[n], *program, work)
+            _write_planes(planes, spare, left_right, up_down, work.starts, target, view, n)
+    fence()
 
 
 @njit
-def _write(finished, view, sample, table, target):  # type: ignore[no-untyped-def]
-    size = finished.shape[1]
+def _write(finished, view, sample, target):  # type: ignore[no-untyped-def]
     for r in range(len(finished)):
-        if len(target.words):
-            write_image(finished[r], table, _image(target.words, target, view[r], sample[r], size))
-        else:
-            write_image(finished[r], table, _image(target.shorts, target, view[r], sample[r], size))
+        _write_image(finished[r], target, view[r], sample[r])
+    fence()
 
 
 @lru_cache(maxsize=16)
@@ -104,31 +119,45 @@ def _table(mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype) 
     return values.to(dtype).view(BITS[dtype][0]).numpy().view(BITS[dtype][1]).astype(np.uint32)
 
 
-def _target(memory: NDArray[np.unsignedinteger], view: int, sample: int) -> Target:
+@lru_cache(maxsize=16)
+def _terms(mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
+    return normalisation(mean, std, _table(mean, std, torch.float32))
+
+
+NO_TABLE, NO_TERMS = np.empty((0, 256), np.uint32), np.empty(0, np.float32)
+
+
+def _target(
+    memory: NDArray[np.unsignedinteger],
+    view: int,
+    sample: int,
+    table: NDArray[np.uint32] = NO_TABLE,
+    terms: NDArray[np.float32] = NO_TERMS,
+) -> Target:
     parts = {kind: np.empty(0, kind) for kind in (np.uint8, np.uint16, np.uint32)} | {memory.dtype.type: memory}
-    return Target(parts[np.uint8], parts[np.uint16], parts[np.uint32], view, sample)
+    return Target(parts[np.uint8], parts[np.uint16], parts[np.uint32], view, sample, table, terms)
 
 
-def _memory(out: torch.Tensor) -> Target:
+def _memory(out: torch.Tensor, recipe: Recipe) -> Target:
     """The memory of [V, N, 3, S, S] whose images are channels-last; views and samples may have any strides."""
     views, samples, channels, size, _ = out.shape
     view, sample, *image = out.stride()
     assert image == [1, 3 * size, 3], "views must be channels-last"
     extent = (views - 1) * view + (samples - 1) * sample + channels * size * size
     flat = out.as_strided((extent,), (1,)).view(BITS[out.dtype][0]).numpy().view(BITS[out.dtype][1])
-    return _target(flat, view, sample)
+    terms = _terms(recipe.mean, recipe.std) if out.dtype == torch.float32 else NO_TERMS
+    return _target(flat, view, sample, _table(recipe.mean, recipe.std, out.dtype), terms)
 
 
 # What a thread works in, kept from call to call: taken from the system anew, its pages cost as much as a view.
 _kept = threading.local()
 
 
-def _workspace(size: int, longest: int) -> tuple[Scratch, NDArray[np.uint8], NDArray[np.uint8]]:
-    """This thread's memory for views of `size` pixels out of images of up to `longest` a side: scratch, two views."""
+def _workspace(size: int, longest: int) -> Workspace:
+    """This thread's memory for views of `size` pixels out of images of up to `longest` a side."""
     spaces = _kept.__dict__.setdefault("spaces", {})
     if size not in spaces or spaces[size][0] < longest:
-        planes, spare = np.empty((2, 3, size, size), np.uint8)
-        spaces[size] = longest, (allocate(size, longest), planes, spare)
+        spaces[size] = longest, allocate(size, longest)
     return spaces[size][1]
 
 
@@ -145,7 +174,7 @@ def _writable(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return array if array.flags.writeable else np.asarray(_Writable(array))
 
 
-def _launch(pixels: Pixels, rows: Rows, table: NDArray[np.uint32], size: int, target: Target) -> None:
+def _launch(pixels: Pixels, rows: Rows, size: int, target: Target) -> None:
     """Run the rows on one thread. Arrays are made contiguous and writable first: others would be compiled anew."""
     longest = max(int(pixels.height.max()), int(pixels.width.max()))
     _run(
@@ -156,8 +185,7 @@ def _launch(pixels: Pixels, rows: Rows, table: NDArray[np.uint32], size: int, ta
         np.ascontiguousarray(rows.opcode),
         np.ascontiguousarray(rows.parameters),
         np.ascontiguousarray(rows.seed),
-        table,
-        *_workspace(size, longest),
+        _workspace(size, longest),
         target,
     )
 
@@ -168,7 +196,7 @@ def run(pixels: Pixels, rows: Rows, recipe: Recipe, out: torch.Tensor) -> None:
     A row whose first slot is NONE is skipped: its part of `out` stays as it is.
     """
     if out.numel():
-        _launch(pixels, rows, _table(recipe.mean, recipe.std, out.dtype), out.shape[-1], _memory(out))
+        _launch(pixels, rows, out.shape[-1], _memory(out, recipe))
 
 
 def write(
@@ -176,9 +204,8 @@ def write(
 ) -> None:
     """Normalise finished views, uint8 [R, S, S, 3], into out[view[r], sample[r]]; out as in `run`."""
     if len(finished):
-        table = _table(recipe.mean, recipe.std, out.dtype)
         finished, view, sample = map(np.ascontiguousarray, (finished, view, sample))
-        _write(finished, view, sample, table, _memory(out))
+        _write(finished, view, sample, _memory(out, recipe))
 
 
 def run_slots(
@@ -201,5 +228,5 @@ def run_slots(
     rows = Rows(opcode=opcode[None, None], parameters=parameters[None, None], seed=seed[None, None])
     height, width = (np.array([side]) for side in image.shape[:2])
     pixels = Pixels(data=image.reshape(-1), offset=np.zeros(1, np.int64), height=height, width=width)
-    _launch(pixels, rows, IDENTITY, size, _target(out, out.size, out.size))
+    _launch(pixels, rows, size, _target(out, out.size, out.size))
     return out.reshape(size, size, 3)

@@ -1,21 +1,50 @@
-"""Gaussian blur, separable, in 16 bits (`fixed.py`), pixels at equal distances added before they are multiplied.
+"""Gaussian blur, separable, in 16 bits, pixels at equal distances added before they are multiplied (`vectors.blur`).
 
-A channel is copied into 16 bits with its borders mirrored on all sides. Then both directions are the same weighted sum
-along the flat copy, once with a line as the step and once with a pixel, a few lines at a time so that what lies between
-the two stays in the first-level cache. In a sum a grey level is 128.
+A channel is copied into 16 bits with its borders mirrored above and below. Then both directions are the same weighted
+sum, once with a line as the step and once with a pixel, a few lines at a time so that what lies between the two stays
+in the first-level cache. In a sum a grey level is 128.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from typing import NamedTuple
 
-from penstock.augment.fused_cpu.fixed import high
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.augment.fused_cpu.memory import aligned, borrow, whole
+from penstock.augment.fused_cpu.vectors import RUN, SHORTS, blur
 from penstock.augment.jit import njit
 
-BITS, ONE_BIT = np.uint16(7), np.uint16(1)
-HALF = np.uint16(64)
+BITS = np.uint16(7)
 LINES = 16  # at a time
 FAINT = 32  # a weight, in 1/65536, that in both directions together moves no pixel by half a level
+
+
+class Lines(NamedTuple):
+    """Memory that a thread needs to blur views of `size` pixels; sums are made in whole runs, which reach over the end.
+
+    Attributes:
+        lifted: uint16, a channel and the lines mirrored above and below it.
+        across: uint16, LINES lines summed up in one direction, each with its mirrored ends.
+    """
+
+    lifted: NDArray[np.uint16]
+    across: NDArray[np.uint16]
+
+
+def allocate_lines(size: int) -> Lines:
+    """Memory for one thread."""
+    return Lines(
+        lifted=aligned(3 * size * size + RUN, np.uint16),
+        across=aligned(LINES * 3 * whole(size, RUN), np.uint16),
+    )
+
+
+@njit
+def borrow_lines(lines):  # type: ignore[no-untyped-def]
+    """The same on loan: see `memory.borrow`."""
+    return Lines(borrow(lines.lifted), borrow(lines.across))
 
 
 @njit
@@ -32,107 +61,67 @@ def fill_kernel(sigma, radius, weight):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _mirror(i, n):  # type: ignore[no-untyped-def]
-    """Index i reflected into [0, n), the border pixel not repeated."""
-    i = -i if i < 0 else i
-    return 2 * (n - 1) - i if i >= n else i
+def _copy(source, target):  # type: ignore[no-untyped-def]
+    for i in range(len(target)):
+        target[i] = source[i]
 
 
 @njit
-def _lift_line(plane, x, padded, row, radius):  # type: ignore[no-untyped-def]
-    """padded[row] = plane[x] in 1/128, its ends mirrored."""
-    source, size = plane[x], plane.shape[1]
-    line, middle = padded[row], padded[row, radius : radius + size]
-    for y in range(len(middle)):
-        middle[y] = np.uint16(source[y]) << BITS
+def _lift(levels, lifted):  # type: ignore[no-untyped-def]
+    for i in range(len(lifted)):
+        lifted[i] = np.uint16(levels[i]) << BITS
+
+
+@njit
+def _lift_plane(plane, lifted, radius):  # type: ignore[no-untyped-def]
+    """lifted [radius + S + radius, S] = the plane in 1/128, lines mirrored at the border, which is not repeated."""
+    size = len(plane)
+    _lift(plane.reshape(size * size), lifted[radius : radius + size].reshape(size * size))
     for k in range(1, radius + 1):
-        line[radius - k] = middle[k]
-        line[radius + size - 1 + k] = middle[size - 1 - k]
+        _copy(lifted[radius + k], lifted[radius - k])
+        _copy(lifted[radius + size - 1 - k], lifted[radius + size - 1 + k])
 
 
 @njit
-def _centre(source, at, step, weight, total):  # type: ignore[no-untyped-def]
-    """total = source[at:], weighted, and its neighbours at distance 1; rounded up a little, as products are down."""
-    n, u, v, lost = len(total), weight[0], weight[1], np.uint16(len(weight) // 2)
-    a, b, c = source[at - step : at - step + n], source[at : at + n], source[at + step : at + step + n]
-    for i in range(n):
-        total[i] = np.uint16(lost + high(np.uint16(b[i] << ONE_BIT), u) + high(np.uint16(a[i] + c[i]), v))
+def _mirror_ends(line, begin, end, radius):  # type: ignore[no-untyped-def]
+    for k in range(1, radius + 1):
+        line[begin - k] = line[begin + k]
+        line[end - 1 + k] = line[end - 1 - k]
 
 
 @njit
-def _one_more(source, at, step, k, weight, total):  # type: ignore[no-untyped-def]
-    """total += the neighbours at distance k."""
-    n, u = len(total), weight[k]
-    a, b = source[at - k * step : at - k * step + n], source[at + k * step : at + k * step + n]
-    for i in range(n):
-        total[i] = np.uint16(total[i] + high(np.uint16(a[i] + b[i]), u))
-
-
-@njit
-def _two_more(source, at, step, k, weight, total):  # type: ignore[no-untyped-def]
-    """total += the neighbours at distances k and k + 1."""
-    n, u, v, far = len(total), weight[k], weight[k + 1], (k + 1) * step
-    a, b = source[at - k * step : at - k * step + n], source[at + k * step : at + k * step + n]
-    c, d = source[at - far : at - far + n], source[at + far : at + far + n]
-    for i in range(n):
-        total[i] = np.uint16(total[i] + high(np.uint16(a[i] + b[i]), u) + high(np.uint16(c[i] + d[i]), v))
-
-
-@njit
-def _weigh(source, at, step, weight, total):  # type: ignore[no-untyped-def]
-    """total[i] = the sum of weight[k] · (source[at + i - k·step] + source[at + i + k·step])."""
-    _centre(source, at, step, weight, total)
-    for k in range(2, len(weight) - 1, 2):
-        _two_more(source, at, step, k, weight, total)
-    if len(weight) % 2 == 1:
-        _one_more(source, at, step, len(weight) - 1, weight, total)
-
-
-@njit
-def _round(total, begin, out, x):  # type: ignore[no-untyped-def]
-    line = out[x]
-    sums = total[begin : begin + len(line)]
-    for y in range(len(line)):
-        line[y] = np.uint8(np.uint16(sums[y] + HALF) >> BITS)
-
-
-@njit
-def blur_plane(plane, weight, out):  # type: ignore[no-untyped-def]
+def blur_plane(plane, weight, lines, out):  # type: ignore[no-untyped-def]
     """Blur one channel.
 
     Args:
-        plane, out: uint8 [S, S], distinct.
+        plane: uint8 [S, S].
         weight: uint16 [radius + 1] from `fill_kernel`; radius < S.
+        lines: scratch.
+        out: uint8 [S, S], another one. Up to RUN bytes after it are overwritten.
     """
     size, radius = len(plane), len(weight) - 1
-    pitch = size + 2 * radius
-    padded = np.empty((pitch, pitch), np.uint16)
-    for row in range(pitch):
-        _lift_line(plane, _mirror(row - radius, size), padded, row, radius)
-    flat = padded.reshape(pitch * pitch)
-    across, along = np.empty(LINES * pitch, np.uint16), np.empty(LINES * pitch, np.uint16)
+    begin, levels = whole(radius, SHORTS), out.reshape(size * size)
+    pitch, lifted, across = begin + whole(size + radius, SHORTS), lines.lifted, lines.across
+    _lift_plane(plane, lifted[: (size + 2 * radius) * size].reshape((size + 2 * radius, size)), radius)
     for x in range(0, size, LINES):
         used = min(LINES, size - x)
-        _weigh(flat, (x + radius) * pitch, pitch, weight, across[: used * pitch])
-        _weigh(across, radius, 1, weight, along[: used * pitch - 2 * radius])
         for line in range(used):
-            _round(along, line * pitch, out, x + line)
+            for y in range(0, size, RUN):
+                blur(lifted, (radius + x + line) * size + y, size, weight, across, line * pitch + begin + y)
+        for line in range(used):
+            _mirror_ends(across[line * pitch : (line + 1) * pitch], begin, begin + size, radius)
+        for line in range(used):
+            for y in range(0, size, RUN):
+                blur(across, line * pitch + begin + y, 1, weight, levels, (x + line) * size + y)
 
 
 @njit
-def _copy(plane, out):  # type: ignore[no-untyped-def]
-    for x in range(len(plane)):
-        for y in range(len(plane)):
-            out[x, y] = plane[x, y]
-
-
-@njit
-def gaussian_blur(planes, sigma, radius, out):  # type: ignore[no-untyped-def]
-    """Blur three channels; planes, out uint8 [3, S, S], distinct; radius < S."""
+def gaussian_blur(planes, sigma, radius, lines, out):  # type: ignore[no-untyped-def]
+    """Blur three channels; planes, out uint8 [3, S, S], distinct; radius < S. Up to RUN bytes after `out` are lost."""
     weight = np.empty(radius + 1, np.uint16)
     fill_kernel(sigma, radius, weight)
     for channel in range(3):
         if radius == 0 or weight[1] < FAINT:
-            _copy(planes[channel], out[channel])
+            _copy(planes[channel].reshape(planes[channel].size), out[channel].reshape(out[channel].size))
         else:
-            blur_plane(planes[channel], weight, out[channel])
+            blur_plane(planes[channel], weight, lines, out[channel])

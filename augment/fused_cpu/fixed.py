@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
 from penstock.augment.jit import njit
 
 BYTE = np.uint16(8)
-HALF, BITS, ONE_BIT = np.uint16(64), np.uint16(7), np.uint16(1)  # half a level, and the bits below the point, of a sum
 
 
 def _high(typing_context: Any, a: Any, b: Any) -> Any:
@@ -47,27 +46,3 @@ def lift(level):  # type: ignore[no-untyped-def]
 def less(a, b):  # type: ignore[no-untyped-def]
     """a - b, or 0 where that is negative."""
     return np.uint16(max(a, b) - b)
-
-
-def lifted(level):  # type: ignore[no-untyped-def]
-    """A byte lifted; a uint16 as it is, being lifted already: so that one loop serves both."""
-
-
-def settle(total, target, i):  # type: ignore[no-untyped-def]
-    """target[i] = a sum in 1/128 of a level, half a level too high: rounded to a byte, or lifted in a uint16."""
-
-
-@overload(lifted, inline="always")
-def _lifted(level):  # type: ignore[no-untyped-def]
-    return (lambda level: lift(level)) if level == types.uint8 else (lambda level: level)
-
-
-@overload(settle, inline="always")
-def _settle(total, target, i):  # type: ignore[no-untyped-def]
-    def to_byte(total, target, i):  # type: ignore[no-untyped-def]
-        target[i] = np.uint8(total >> BITS)
-
-    def to_lifted(total, target, i):  # type: ignore[no-untyped-def]
-        target[i] = np.uint16((total - HALF) << ONE_BIT)
-
-    return to_byte if target.dtype == types.uint8 else to_lifted

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from penstock.augment.fused_cpu.blur import gaussian_blur
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.augment.fused_cpu.blur import Lines, allocate_lines, borrow_lines, gaussian_blur
 from penstock.augment.fused_cpu.clahe import clahe
 from penstock.augment.fused_cpu.color import contrast, gray, hue, mean_luma, saturation
 from penstock.augment.fused_cpu.filters import box_blur, sharpen
+from penstock.augment.fused_cpu.memory import aligned, borrow
 from penstock.augment.fused_cpu.pointwise import brightness_contrast, channel_shuffle, hsv_shift, solarize
-from penstock.augment.fused_cpu.resample import resize_crop
+from penstock.augment.fused_cpu.resample import Scratch, allocate_scratch, borrow_scratch, resize_crop
 from penstock.augment.fused_cpu.scatter import coarse_dropout, gaussian_noise
+from penstock.augment.fused_cpu.vectors import RUN
 from penstock.augment.jit import njit
 from penstock.augment.rows import Opcode
 
@@ -20,6 +27,36 @@ GAUSSIAN_BLUR, BOX_BLUR, SHARPEN = int(Opcode.GAUSSIAN_BLUR), int(Opcode.BOX_BLU
 BRIGHTNESS_CONTRAST, CLAHE = int(Opcode.BRIGHTNESS_CONTRAST), int(Opcode.CLAHE)
 CHANNEL_SHUFFLE, HSV_SHIFT = int(Opcode.CHANNEL_SHUFFLE), int(Opcode.HSV_SHIFT)
 COARSE_DROPOUT, GAUSSIAN_NOISE = int(Opcode.COARSE_DROPOUT), int(Opcode.GAUSSIAN_NOISE)
+
+
+class Workspace(NamedTuple):
+    """What a thread works in.
+
+    Attributes:
+        crop, blur: scratch of these steps.
+        starts: int64 [3 · S], scratch of the last one, `finish.upright`.
+        planes, spare: uint8 [3, S, S], distinct, each with RUN bytes to spare after it.
+    """
+
+    crop: Scratch
+    blur: Lines
+    starts: NDArray[np.int64]
+    planes: NDArray[np.uint8]
+    spare: NDArray[np.uint8]
+
+
+def allocate(size: int, longest: int) -> Workspace:
+    """Memory for one thread, for views of `size` pixels out of images of up to `longest` a side."""
+    planes, spare = (aligned(3 * size * size + RUN, np.uint8)[:-RUN].reshape(3, size, size) for _ in range(2))
+    crop, lines = allocate_scratch(size, longest), allocate_lines(size)
+    return Workspace(crop, lines, np.empty(3 * size, np.int64), planes, spare)
+
+
+@njit
+def borrow_workspace(work):  # type: ignore[no-untyped-def]
+    """The same on loan: see `memory.borrow`."""
+    crop, lines = borrow_scratch(work.crop), borrow_lines(work.blur)
+    return Workspace(crop, lines, borrow(work.starts), borrow(work.planes), borrow(work.spare))
 
 
 @njit
@@ -64,10 +101,10 @@ def _pointwise(pixels, opcode, values):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _neighbourhood(planes, opcode, values, out):  # type: ignore[no-untyped-def]
+def _neighbourhood(planes, opcode, values, lines, out):  # type: ignore[no-untyped-def]
     """An operation that looks around each pixel, from planes into `out`; whether it was one."""
     if opcode == GAUSSIAN_BLUR:
-        gaussian_blur(planes, values[0], int(values[1]), out)
+        gaussian_blur(planes, values[0], int(values[1]), lines, out)
     elif opcode == BOX_BLUR:
         box_blur(planes, int(values[0]), out)
     elif opcode == SHARPEN:
@@ -92,20 +129,20 @@ def _scattered(planes, opcode, values, seed):  # type: ignore[no-untyped-def]
 
 
 @njit
-def run_program(image, opcode, parameters, seed, scratch, planes, spare):  # type: ignore[no-untyped-def]
+def run_program(rows, height, width, opcode, parameters, seed, work):  # type: ignore[no-untyped-def]
     """Run one row's program.
 
     Args:
-        image: uint8 [H, W, 3].
+        rows: uint8, flat: begins with an image [height, width, 3], and goes on to the end of its buffer.
         opcode: int32 [K]; parameters: float32 [K, 8]; seed: uint64 [K].
-        scratch: `resample.Scratch` for views of this size.
-        planes, spare: uint8 [3, S, S], distinct scratch; `planes` holds the view already if the first slot is no CROP.
+        work: scratch; `work.planes` holds the view already if the first slot is no CROP.
 
     Returns:
-        The planes that hold the view, transposed [channel, x, y], and whether it is to be flipped left to right
-        and upside down.
+        The planes that hold the view, transposed [channel, x, y], the others, and whether the view is to be flipped
+        left to right and upside down.
     """
-    size, left_right, up_down = planes.shape[1], False, False
+    planes, spare, left_right, up_down = work.planes, work.spare, False, False
+    size = planes.shape[1]
     for k in range(len(opcode)):
         values = parameters[k]
         if opcode[k] == NONE:
@@ -114,13 +151,13 @@ def run_program(image, opcode, parameters, seed, scratch, planes, spare):  # typ
             _flip(planes, left_right, up_down)  # these give something else before a flip; OpenCV's CLAHE is lopsided
             left_right, up_down = False, False
         if opcode[k] == CROP:
-            resize_crop(image, values, scratch, planes)
+            resize_crop(rows, height, width, values, work.crop, planes)
         elif opcode[k] == HORIZONTAL_FLIP:
             left_right = not left_right
         elif opcode[k] == VERTICAL_FLIP:
             up_down = not up_down
-        elif _neighbourhood(planes, opcode[k], values, spare):
+        elif _neighbourhood(planes, opcode[k], values, work.blur, spare):
             planes, spare = spare, planes
         elif not _scattered(planes, opcode[k], values, seed[k]):
             _pointwise(planes.reshape((3, size * size)), opcode[k], values)
-    return planes, left_right, up_down
+    return planes, spare, left_right, up_down

@@ -1,6 +1,6 @@
 """Resize a crop in two passes that both run along contiguous bytes.
 
-Vertical first, over the interleaved bytes of whole rows; then a transposition, in strips that fit the first-level
+Vertical first, over the interleaved bytes of whole rows; then a transposition, in pieces that fit the first-level
 cache; then the horizontal pass, which along transposed rows is a vertical one again. The result stays transposed,
 `[channel][x][y]`: everything after it is pointwise or separable, and the last step writes it back upright.
 
@@ -17,18 +17,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.augment.fused_cpu.fixed import HALF, high, less, lift, lifted, settle
-from penstock.augment.fused_cpu.memory import borrow
+from penstock.augment.fused_cpu.fixed import high, less, lift
+from penstock.augment.fused_cpu.memory import ALIGNMENT, aligned, borrow, whole
+from penstock.augment.fused_cpu.vectors import RUN, SHORTS, prefetch, turn, weigh
 from penstock.augment.jit import njit
 from penstock.augment.rows import Interpolation
 
 BILINEAR, BICUBIC = int(Interpolation.BILINEAR), int(Interpolation.BICUBIC)
-STRIP = 16  # output rows that are transposed at once
+STRIP, CHUNK = 32, 512  # output rows, and bytes of them: what is summed up and transposed in the first-level cache
+LINES, COLUMNS = 16, 8  # of a block that `turn` transposes
 ONE = 32768  # a weight of 1
 NEGATIVE = 49152  # weights from here up stand for themselves less 65536
 MANY = 32  # taps, from which on roundings in 16 bits would add up to too much
 WORD = np.uint32(16)
-W1, W2, W3 = np.uint64(16), np.uint64(32), np.uint64(48)
 # A cubic's sums are MARGIN levels too high, so that what undershoots stays positive, and at the end in 1/64 of a level.
 MARGIN = 128
 FINAL_HALF, FINAL_ZERO, FINAL_BITS, FULL = np.uint16(32), np.uint16(64 * MARGIN), np.uint16(6), np.uint16(255)
@@ -53,19 +54,26 @@ class Taps(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Memory that a thread needs to make views of `size` pixels out of crops of up to `longest` pixels a side."""
+    """Memory that a thread needs to make views of `size` pixels out of crops of up to `longest` pixels a side.
+
+    Attributes:
+        taps: of one direction at a time.
+        strip: uint16 [STRIP, CHUNK], rows resized vertically, in the order in which `weigh` leaves their columns.
+        starts: int64 [STRIP], where its rows begin.
+        turned: uint16, the whole crop resized vertically, and transposed.
+        copied: uint8, a crop at the very end of a buffer, with room after it.
+    """
 
     taps: Taps
-    sums: NDArray[np.uint16]  # [3 · longest]
-    strip: NDArray[np.uint16]  # [STRIP · 3 · longest]
-    packed: NDArray[np.uint64]  # [4 · 3 · longest]
-    turned: NDArray[np.uint64]  # [3 · longest · size / 4], size rounded up to whole strips
+    strip: NDArray[np.uint16]
+    starts: NDArray[np.int64]
+    turned: NDArray[np.uint16]
+    copied: NDArray[np.uint8]
 
 
-def allocate(size: int, longest: int) -> Scratch:
+def allocate_scratch(size: int, longest: int) -> Scratch:
     """Memory for one thread."""
     most = 4 * (math.ceil(max(1, longest / size)) + 1)  # a cubic reaches two scales to each side
-    pitch = math.ceil(size / STRIP) * STRIP
     taps = Taps(
         first=np.empty(size, np.int64),
         used=np.empty(size, np.int64),
@@ -74,10 +82,10 @@ def allocate(size: int, longest: int) -> Scratch:
     )
     return Scratch(
         taps=taps,
-        sums=np.empty(3 * max(longest, size), np.uint16),
-        strip=np.empty(STRIP * 3 * longest, np.uint16),
-        packed=np.empty(4 * 3 * longest, np.uint64),
-        turned=np.empty(3 * longest * pitch // 4, np.uint64),
+        strip=aligned(STRIP * CHUNK, np.uint16),
+        starts=np.arange(STRIP) * CHUNK,
+        turned=aligned(whole(3 * longest, LINES) * whole(size, STRIP) + RUN, np.uint16),
+        copied=aligned(3 * longest * longest + CHUNK, np.uint8),
     )
 
 
@@ -87,10 +95,10 @@ def borrow_scratch(scratch):  # type: ignore[no-untyped-def]
     taps = scratch.taps
     return Scratch(
         Taps(borrow(taps.first), borrow(taps.used), borrow(taps.weight), borrow(taps.exact)),
-        borrow(scratch.sums),
         borrow(scratch.strip),
-        borrow(scratch.packed),
+        borrow(scratch.starts),
         borrow(scratch.turned),
+        borrow(scratch.copied),
     )
 
 
@@ -113,7 +121,7 @@ def _fill_two(taps, length, size):  # type: ignore[no-untyped-def]
         place = min(max((i + 0.5) * scale - 0.5, 0.0), length - 1.0)
         first = int(place)
         second = int((place - first) * ONE + 0.5)
-        taps.first[i], taps.used[i] = first, 2
+        taps.first[i], taps.used[i] = first, 1 + (second > 0)  # there may be no second one
         taps.weight[i, 0], taps.weight[i, 1] = np.uint16(ONE - second), np.uint16(second)
         taps.weight[i, 2], taps.weight[i, 3] = 0, 0
 
@@ -165,111 +173,68 @@ def _quantise(exact, unit, weight, i, count):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _two(lines, begin, i, taps, out, row):  # type: ignore[no-untyped-def]
-    first, last, end = taps.first[i], len(lines) - 1, begin + out.shape[1]
-    u, v = taps.weight[i, 0], taps.weight[i, 1]
-    a, b = lines[first, begin:end], lines[min(first + 1, last), begin:end]
-    target = out[row]
-    for j in range(len(target)):
-        settle(np.uint16(high(lifted(a[j]), u) + high(lifted(b[j]), v) + HALF), target, j)
+def _weigh_rows(rows, begin, pitch, taps, y, count, n, strip):  # type: ignore[no-untyped-def]
+    """strip = the n columns from `begin` on of `count` output rows from y on; the flat image's rows lie `pitch` apart.
+
+    The input rows of the next strip are called for meanwhile.
+    """
+    last, most, weight = len(taps.first) - 1, taps.weight.shape[1], taps.weight.reshape(taps.weight.size)
+    for r in range(count):
+        i = y + r
+        for row in range(taps.first[min(i + STRIP, last)], taps.first[min(i + STRIP + 1, last)]):
+            for column in range(0, n, ALIGNMENT):
+                prefetch(rows, begin + row * pitch + column)
+        first = begin + taps.first[i] * pitch
+        for column in range(0, n, 2 * RUN):
+            weigh(rows, first + column, pitch, weight, i * most, taps.used[i], strip, r * CHUNK + column)
 
 
 @njit
-def _three(lines, begin, i, taps, out, row):  # type: ignore[no-untyped-def]
-    first, end = taps.first[i], begin + out.shape[1]
-    u, v, w = taps.weight[i, 0], taps.weight[i, 1], taps.weight[i, 2]
-    a, b = lines[first, begin:end], lines[first + 1, begin:end]
-    c, target = lines[first + 2, begin:end], out[row]
-    for j in range(len(target)):
-        settle(np.uint16(high(lifted(a[j]), u) + high(lifted(b[j]), v) + high(lifted(c[j]), w) + HALF), target, j)
+def _turn_strip(strip, starts, n, target, begin, pitch):  # type: ignore[no-untyped-def]
+    """target[begin + column · pitch + row] = the strip's n columns, which lie in pieces of even and of odd ones."""
+    for column in range(0, n, 2 * COLUMNS):
+        even = column // (2 * SHORTS) * (2 * SHORTS) + column % (2 * SHORTS) // 2
+        for row in range(0, STRIP, LINES):
+            place = begin + column * pitch + row
+            turn(strip, starts, row, even, target, place, 2 * pitch)
+            turn(strip, starts, row, even + SHORTS, target, place + pitch, 2 * pitch)
 
 
 @njit
-def _add_four(lines, begin, i, k, taps, sums):  # type: ignore[no-untyped-def]
-    first, last, end = taps.first[i] + k, len(lines) - 1, begin + len(sums)
-    t, u, v, w = taps.weight[i, k], taps.weight[i, k + 1], taps.weight[i, k + 2], taps.weight[i, k + 3]
-    a, b = lines[first, begin:end], lines[min(first + 1, last), begin:end]
-    c, d = lines[min(first + 2, last), begin:end], lines[min(first + 3, last), begin:end]
-    for j in range(len(a)):
-        more = high(lifted(a[j]), t) + high(lifted(b[j]), u) + high(lifted(c[j]), v) + high(lifted(d[j]), w)
-        sums[j] = np.uint16(sums[j] + more)
+def _weigh_columns(turned, pitch, taps, levels):  # type: ignore[no-untyped-def]
+    """levels uint8 [3 · S · S] = the lines of [width, 3, pitch] resized; each spills into the next, made after it."""
+    size, most, weight = len(taps.first), taps.weight.shape[1], taps.weight.reshape(taps.weight.size)
+    for channel in range(3):
+        for x in range(size):
+            first, line = (taps.first[x] * 3 + channel) * pitch, (channel * size + x) * size
+            for y in range(0, size, RUN):
+                weigh(turned, first + y, 3 * pitch, weight, x * most, taps.used[x], levels, line + y)
+
+
+@njit
+def _resize_bilinear(rows, step, box, how, antialias, scratch, planes):  # type: ignore[no-untyped-def]
+    """Vertically in strips that are transposed at once, then horizontally; between them levels keep 16 bits.
+
+    Rounded to bytes there, many pixels would end a level off, which strong jitter multiplies. `rows` is flat, its rows
+    lie `step` bytes apart.
+    """
+    top, left, height, width = box
+    size, taps = planes.shape[1], scratch.taps
+    begin, pitch = top * step + 3 * left, whole(size, STRIP)
+    fill_taps(taps, height, size, how, antialias)
+    for y in range(0, size, STRIP):
+        for column in range(0, 3 * width, CHUNK):
+            n = min(CHUNK, 3 * width - column)
+            _weigh_rows(rows, begin + column, step, taps, y, min(STRIP, size - y), n, scratch.strip)
+            _turn_strip(scratch.strip, scratch.starts, n, scratch.turned, column * pitch + y, pitch)
+    fill_taps(taps, width, size, how, antialias)
+    _weigh_columns(scratch.turned, pitch, taps, planes.reshape(planes.size))
 
 
 @njit
 def _fill(line, value):  # type: ignore[no-untyped-def]
     for j in range(len(line)):
         line[j] = value
-
-
-@njit
-def _round(sums, out, row):  # type: ignore[no-untyped-def]
-    target = out[row]
-    for j in range(len(target)):
-        settle(sums[j], target, j)
-
-
-@njit
-def _resample(lines, begin, taps, at, sums, out):  # type: ignore[no-untyped-def]
-    """out [R, n] = output lines at, at + 1, ... of lines[:, begin : begin + n]; bytes or lifted levels, either way.
-
-    Two and three taps, the most frequent, are written out, so that no sum leaves its register.
-    """
-    total = sums[: out.shape[1]]
-    for r in range(len(out)):
-        i = at + r
-        if taps.used[i] <= 2:
-            _two(lines, begin, i, taps, out, r)
-        elif taps.used[i] == 3:
-            _three(lines, begin, i, taps, out, r)
-        else:
-            _fill(total, np.uint16(HALF + taps.used[i] // 2))  # each of its products is rounded down
-            for k in range(0, taps.used[i], 4):
-                _add_four(lines, begin, i, k, taps, total)
-            _round(total, out, r)
-
-
-@njit
-def _pack(a, b, c, d, packed):  # type: ignore[no-untyped-def]
-    """Four rows of 16 bits as one of 64."""
-    for j in range(len(packed)):
-        packed[j] = np.uint64(a[j]) | np.uint64(b[j]) << W1 | np.uint64(c[j]) << W2 | np.uint64(d[j]) << W3
-
-
-@njit
-def _transpose(strip, packed, turned, at):  # type: ignore[no-untyped-def]
-    """turned[:, at : at+4] = the transposed strip; uint16 [16, n] into words of four of them [n, S/4]."""
-    for group in range(4):
-        row = 4 * group
-        _pack(strip[row], strip[row + 1], strip[row + 2], strip[row + 3], packed[group])
-    a, b, c, d = packed[0], packed[1], packed[2], packed[3]
-    for j in range(len(turned)):
-        target = turned[j, at : at + 4]
-        target[0], target[1], target[2], target[3] = a[j], b[j], c[j], d[j]
-
-
-@njit
-def _resize_bilinear(image, box, how, antialias, scratch, planes):  # type: ignore[no-untyped-def]
-    """Vertically in strips that are transposed at once, then horizontally; between them levels keep 16 bits.
-
-    Rounded to bytes there, many pixels would end a level off, which strong jitter multiplies.
-    """
-    top, left, height, width = box
-    size, taps = planes.shape[1], scratch.taps
-    pitch = (size + STRIP - 1) // STRIP * STRIP
-    rows = image[top : top + height].reshape((height, image.shape[1] * 3))
-    strip = scratch.strip[: STRIP * width * 3].reshape((STRIP, width * 3))
-    packed = scratch.packed[: 4 * width * 3].reshape((4, width * 3))
-    turned = scratch.turned[: width * 3 * pitch // 4].reshape((width * 3, pitch // 4))
-    fill_taps(taps, height, size, how, antialias)
-    for y in range(0, size, STRIP):
-        _resample(rows, left * 3, taps, y, scratch.sums, strip[: min(STRIP, size - y)])
-        _transpose(strip, packed, turned, y // 4)
-
-    columns = turned.view(np.uint16).reshape((width, 3 * pitch))
-    fill_taps(taps, width, size, how, antialias)
-    for x in range(0, size, STRIP):
-        for channel in range(3):
-            _resample(columns, channel * pitch, taps, x, scratch.sums, planes[channel, x : x + STRIP])
 
 
 @njit
@@ -365,21 +330,28 @@ def _resize_any(image, box, how, antialias, scratch, planes):  # type: ignore[no
 
 
 @njit
-def resize_crop(image, values, scratch, planes):  # type: ignore[no-untyped-def]
+def _copy_rows(rows, begin, step, height, n, copied):  # type: ignore[no-untyped-def]
+    for row in range(height):
+        for column in range(n):
+            copied[row * n + column] = rows[begin + row * step + column]
+
+
+@njit
+def resize_crop(rows, height, width, values, scratch, planes):  # type: ignore[no-untyped-def]
     """Crop and resize.
 
     Args:
-        image: uint8 [H, W, 3].
+        rows: uint8, flat: begins with an image of height × width pixels, and goes on to the end of its buffer.
         values: float32 [8], the parameters of a CROP: see `penstock.augment.rows`.
-        planes: uint8 [3, size, size], filled transposed: [channel, x, y].
+        planes: uint8 [3, size, size], filled transposed: [channel, x, y]. Up to RUN bytes after it are lost.
     """
-    box, how, antialias = (
-        (int(values[0]), int(values[1]), int(values[2]), int(values[3])),
-        int(values[4]),
-        values[5] != 0,
-    )
-    few_taps = max(box[2], box[3]) * 2 < MANY * planes.shape[1]
-    if how == BILINEAR and few_taps:
-        _resize_bilinear(image, box, how, antialias, scratch, planes)
-    else:
-        _resize_any(image, box, how, antialias, scratch, planes)
+    box = int(values[0]), int(values[1]), int(values[2]), int(values[3])
+    how, antialias = int(values[4]), values[5] != 0
+    if how != BILINEAR or max(box[2], box[3]) * 2 >= MANY * planes.shape[1]:
+        image = rows[: height * width * 3].reshape((height, width, 3))
+        return _resize_any(image, box, how, antialias, scratch, planes)
+    begin, step, n = (box[0] * width + box[1]) * 3, width * 3, box[3] * 3
+    if begin + (box[2] - 1) * step + whole(n, 2 * RUN) > len(rows):  # a sum of whole runs reads more than there is
+        _copy_rows(rows, begin, step, box[2], n, scratch.copied)
+        rows, step, box = scratch.copied, n, (0, 0, box[2], box[3])
+    _resize_bilinear(rows, step, box, how, antialias, scratch, planes)
