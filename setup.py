@@ -54,6 +54,7 @@ setup(
         "albumentations": ["albumentations==2.0.8"],
         "timm": ["timm>=1.0.15"],
         "export": ["onnx>=1.17", "onnxscript>=0.3"],
+        "peers": ["webdataset>=1.0.2", "spdl>=0.8"],  # rows of benchmarks/throughput.py; spdl wants FFmpeg's libraries
         "examples": ["lightly>=1.5", "lightning>=2.5"],  # what docs/examples feed
         "dev": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "scipy>=1.13", "ruff>=0.9", "mypy>=1.14"],
     },

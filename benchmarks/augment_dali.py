@@ -40,7 +40,7 @@ def dali_pipeline(recipe: Recipe, images: list[Bytes], device: str, threads: int
         from nvidia.dali import fn, pipeline_def
     except ImportError as error:
         raise Lacks("DALI is not installed") from error
-    views = [_steps(view) for view in recipe.views for _ in range(view.count)]
+    views = [view_steps(view) for view in recipe.views for _ in range(view.count)]
     held = [torch.from_numpy(image).cuda() for image in images] if device == "gpu" else images
 
     @pipeline_def(enable_conditionals=True)
@@ -54,7 +54,7 @@ def dali_pipeline(recipe: Recipe, images: list[Bytes], device: str, threads: int
     return pipeline.run
 
 
-def _steps(view: View) -> list[tuple[float, Step]]:
+def view_steps(view: View) -> list[tuple[float, Step]]:
     """Each operation's probability and operators."""
     return [(getattr(operation, "p", 1.0), _step(operation, view.size)) for operation in view.operations]
 
@@ -64,12 +64,12 @@ def _view(steps: list[tuple[float, Step]], recipe: Recipe, image: Node) -> Node:
     from nvidia.dali import fn
 
     for p, step in steps:
-        image = step(image) if p == 1 else _sometimes(p, step, image)
+        image = step(image) if p == 1 else sometimes(p, step, image)
     mean, std = ([255 * value for value in values] for values in (recipe.mean, recipe.std))
     return fn.crop_mirror_normalize(image, mean=mean, std=std, output_layout="CHW")
 
 
-def _sometimes(p: float, step: Step, image: Node) -> Node:
+def sometimes(p: float, step: Step, image: Node) -> Node:
     """The step for a share p of the samples; DALI compiles the `if` into its graph."""
     from nvidia.dali import fn
     from nvidia.dali.types import DALIDataType

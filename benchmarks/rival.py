@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -16,6 +17,7 @@ from typing import Any
 import psutil
 
 import penstock
+from penstock.benchmarks.measure import cpu_seconds, memory_mb
 
 SETTLE_SECONDS = 20.0
 
@@ -26,21 +28,35 @@ class Row:
 
     Attributes:
         loader, storage: what is measured, and what its images are stored as.
-        workers: threads, or DataLoader workers for the baseline.
+        group: `baseline`, `ours`, `peer` or `ceiling`.
+        workers: threads, or DataLoader workers.
         repeats: pairs a second in each round.
-        tried: the baseline's pairs a second with other numbers of workers.
+        cpu: CPU seconds per 1,000 pairs in each round, of the row's process and its children.
+        memory: MB at the end of each round, see `memory_mb`.
+        tried: pairs a second with other numbers of workers, of a row that was tuned.
+        start: seconds from opening the set to the first batch, in a process that has imported all it needs and finds
+            compiled code and the images' bytes in caches.
+        imports, cold: seconds to import, and the start with both caches empty, where `--start` measured them.
         executor: the code that makes the views, where it is ours.
         routed: share of the views that Albumentations finished, because the executor has no code for them.
+        note: where it does another thing than the baseline.
         error: why nothing was measured.
     """
 
     loader: str
     storage: str | None = None
+    group: str = "ours"
     workers: int
     repeats: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    memory: list[float] = field(default_factory=list)
     tried: dict[int, float] = field(default_factory=dict)
+    start: float | None = None
+    imports: float | None = None
+    cold: float | None = None
     executor: str | None = None
     routed: float | None = None
+    note: str | None = None
     error: str | None = None
 
     @property
@@ -54,12 +70,14 @@ class Rival:
     Args:
         row: what it measures.
         task: what `benchmarks/worker.py` reads.
+        environment: variables that it has beside ours.
     """
 
-    def __init__(self, row: Row, task: dict[str, Any]) -> None:
+    def __init__(self, row: Row, task: dict[str, Any], environment: dict[str, str] | None = None) -> None:
         self.row = row
         threads = str(task["threads"])
         root = str(Path(penstock.__file__).resolve().parents[1])
+        own = {"PYTHONPATH": root, "OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads}
         self.log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed with the process)
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "penstock.benchmarks.worker", json.dumps(task)],
@@ -67,22 +85,29 @@ class Rival:
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
-            env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads},
+            env={**os.environ, **own, **(environment or {})},
         )
 
-    def warm(self, workers: int) -> None:
-        """Build the loader with so many workers, and run it until it is warm."""
-        self._ask(workers=workers)
-        self.row.workers = workers
+    def imported(self) -> float | None:
+        """Wait until the process has imported what it needs; the seconds that this took it."""
+        answer = self._answer()
+        return answer["imports"] if answer else None
 
-    def measure(self, seconds: float) -> float:
-        """Pairs a second over at least so long; 0 where the process failed."""
+    def warm(self, workers: int) -> float | None:
+        """Build the loader with so many workers, and run it until it is warm; the seconds to the first batch."""
+        answer = self._ask(workers=workers)
+        self.row.workers = workers
+        return answer["start"] if answer else None
+
+    def measure(self, seconds: float) -> dict[str, Any] | None:
+        """What the worker answers, beside it pairs a second and the memory at the end; None where it failed."""
         answer = self._ask(seconds=seconds)
+        memory = memory_mb(psutil.Process(self.process.pid)) if answer else None
         self.settle()
         if not answer:
-            return 0.0
+            return None
         self.row.executor, self.row.routed = answer["executor"], answer["routed"]
-        return answer["pairs"] / answer["seconds"]
+        return {**answer, "speed": answer["pairs"] / answer["seconds"], "memory": memory}
 
     def settle(self) -> None:
         """Wait until its prefetch is full and its threads sleep, so that it takes nothing from the next row."""
@@ -97,14 +122,14 @@ class Rival:
     def cpu_seconds(self) -> float:
         """CPU time that the process and its children have used."""
         try:
-            process = psutil.Process(self.process.pid)
-            times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
+            return cpu_seconds(psutil.Process(self.process.pid))
         except psutil.NoSuchProcess:
             return 0.0
-        return sum(each.user + each.system for each in times)
 
     def close(self) -> None:
-        """End the process and what it started."""
+        """End the process and what it started; once is enough."""
+        if self.log.closed:
+            return
         family = []
         if self.process.poll() is None:
             process = psutil.Process(self.process.pid)
@@ -117,15 +142,17 @@ class Rival:
         self.log.close()
 
     def _ask(self, **command: Any) -> dict[str, Any] | None:
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin
         if self.row.error:
             return None
-        try:
+        with suppress(BrokenPipeError):  # it ended before it was asked
             print(json.dumps(command), file=self.process.stdin, flush=True)
-            if line := self.process.stdout.readline():
-                return json.loads(line)
-        except BrokenPipeError:
-            pass  # it ended before it was asked
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any] | None:
+        assert self.process.stdout
+        if line := self.process.stdout.readline():
+            return json.loads(line)
         self.row.error = self._last_words()
         return None
 

@@ -31,7 +31,8 @@ from penstock.augment.recipe import Recipe
 from penstock.augment.recipes import dump_recipe
 from penstock.errors import UserError
 from penstock.loaders.cache import cache_folder
-from penstock.loaders.make import LOADERS, locked, missing, shard_path
+from penstock.loaders.lock import locked
+from penstock.loaders.make import LOADERS, missing, shard_path
 from penstock.loaders.resident import allowance, in_memory
 from penstock.loaders.sources.base import Source
 from penstock.loaders.threads import available_cpus

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +14,7 @@ from penstock.augment.recipe import Recipe
 from penstock.errors import MissingExtra, UserError
 from penstock.loaders.cache import cache_folder
 from penstock.loaders.contract import Loader, Options
+from penstock.loaders.lock import locked
 from penstock.loaders.order import Order, choose_shuffle
 from penstock.loaders.pipeline import PipelineLoader
 from penstock.loaders.sources.base import Source
@@ -180,25 +179,6 @@ def _name_what_was_left_out(shard: Source) -> None:
     sidecar = getattr(shard, "sidecar", None)
     for broken in sidecar.provenance.skipped if sidecar else ():
         LOG.warning("skipped %s: %s", broken["location"], broken["reason"])
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock beside `path`, so that of several ranks or runs one makes it and the others wait.
-
-    Raises:
-        UserError: its folder cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_name(path.name + ".lock").open("w")
-    except OSError as error:
-        raise UserError(
-            f"{path.parent}: cannot be written ({error.strerror}): name another place, PENSTOCK_CACHE=FOLDER"
-        ) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def make_loader(

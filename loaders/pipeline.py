@@ -33,7 +33,10 @@ from penstock.augment.recipe import SMALLEST, Group, evaluation
 from penstock.errors import BrokenImage
 from penstock.loaders.contract import Loader, Options, Views
 from penstock.loaders.fetched import Fetched, Ready
+from penstock.loaders.jpeg import decode_jpeg
+from penstock.loaders.lock import locked
 from penstock.loaders.memory import Recycler, Room
+from penstock.loaders.order import permute
 from penstock.loaders.sources.base import Source
 from penstock.loaders.threads import one_thread_each
 
@@ -189,16 +192,21 @@ class PipelineLoader(Loader):
 
 @cache
 def compile_views(*, speaks: bool) -> None:
-    """Compile what draws and makes views, by a tiny one, so that no batch waits for it and no clock counts it.
+    """Compile what decodes, draws and makes views, by tiny ones, so that no batch waits for it and no clock counts it.
 
     It is kept on the disk (`augment/jit.py`), so this takes long once for each version of the package. Left to the
-    workers, several would load or compile one function at once, and numba was seen to fail at that with a KeyError.
+    workers, several would load or compile one function at once, and numba was seen to fail at that with a KeyError;
+    so were processes that wrote one cache at once.
     """
-    if speaks and not any(Path(jit.cache_folder()).glob("fused_cpu*/*._run-*.nbi")):
-        print("compiling the augmentation, once for this version: up to a minute", file=sys.stderr, flush=True)
+    cache = Path(jit.cache_folder())
+    if speaks and not any(cache.glob("fused_cpu*/*._run-*.nbi")):
+        print("compiling the augmentation, once for this version: up to two minutes", file=sys.stderr, flush=True)
     recipe, first = evaluation(SMALLEST), np.zeros(1, np.int64)
     pixels = Pixels.from_images([np.zeros((SMALLEST, SMALLEST, 3), np.uint8)])
-    rows = draw(recipe, seed=0, epoch=0, index=first, height=pixels.height, width=pixels.width)
     out = torch.empty(1, 1, SMALLEST, SMALLEST, 3).permute(0, 1, 4, 2, 3)
-    fused_cpu.run(pixels, rows, recipe, out)
-    fused_cpu.write(pixels.image(0)[None], first, first, recipe, out)  # as views that went around are written
+    with locked(cache / "compiling"):
+        rows = draw(recipe, seed=0, epoch=0, index=first, height=pixels.height, width=pixels.width)
+        fused_cpu.run(pixels, rows, recipe, out)
+        fused_cpu.write(pixels.image(0)[None], first, first, recipe, out)  # as views that went around are written
+        decode_jpeg(b"", pixels.image(0))
+        permute(first, 1, np.uint64(0), 0)

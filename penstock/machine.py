@@ -25,6 +25,9 @@ PACKAGES = (  # the ones a figure can depend on
     "ffcv",
     "albumentations",
     "timm",
+    "webdataset",
+    "spdl_io",
+    "opencv-python-headless",
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 
 import numpy as np
@@ -138,12 +139,44 @@ def test_what_it_does_not_do_it_leaves() -> None:
     assert not decode_jpeg(encoded(picture(50, 61)), out)  # not the size that was promised
 
 
+def test_an_array_of_bytes_will_do() -> None:
+    data = encoded(picture(31, 47))
+    out, same = np.empty((2, 31, 47, 3), np.uint8)
+    assert decode_jpeg(data, out) and decode_jpeg(np.frombuffer(bytearray(data), np.uint8), same)
+    np.testing.assert_array_equal(out, same)
+
+
 def test_damage_is_left_to_libjpeg() -> None:
     data = encoded(picture(60, 80), 90)
     assert ours(data[:-2]) is None  # no end
     assert ours(data[:-40] + b"\xff\xd9") is None  # cut short under an end
     assert ours(data[:-2] + b"\0\0" + data[-2:]) is None  # bytes before the end
     assert ours(data[:-2] + b"\xff\xd0" + data[-2:]) is None  # a restart that is none
+
+
+def test_numbers_beyond_16_bits_are_left_to_libjpeg() -> None:
+    """Coefficients times quantisers that no encoder would write; libjpeg-turbo's arithmetic wraps around there."""
+    noise, white = picture(40, 48, "noise"), np.full((40, 48, 3), 255, np.uint8)
+    for image in (noise, white):
+        data = encoded(image, 100, "444")
+        for quantiser in (1, 2, 4, 8, 16, 32, 64, 128, 255):
+            absurd = re.sub(rb"(\xff\xdb\x00C.).{64}", rb"\1" + bytes([quantiser] * 64), data, flags=re.DOTALL)
+            decoded = assert_true_means_same(absurd, image.shape)
+            assert decoded or quantiser > 1
+            assert not decoded or quantiser < 64
+
+
+def test_a_torn_profile_is_left_to_libjpeg() -> None:
+    """It warns, though the pixels are there."""
+    image = picture(20, 30)
+    data = with_pillow(image, icc_profile=bytes(100_000))
+    assert_same(data)
+    first, second = (match.start() for match in re.finditer(rb"ICC_PROFILE\0", data))
+    wrong_number = data[: first + 12] + b"\2" + data[first + 13 :]
+    end = second - 2 + int.from_bytes(data[second - 2 : second], "big")
+    part_lost = data[: second - 4] + data[end:]
+    for torn in (wrong_number, part_lost):
+        assert not decode_jpeg(torn, np.empty(image.shape, np.uint8))
 
 
 def mutations(data: bytes, count: int) -> list[bytes]:
@@ -198,7 +231,8 @@ def test_threads_do_not_meet() -> None:
     def work(start: int) -> None:
         for i in range(100):
             which = (start + i) % len(files)
-            if not np.array_equal(ours(files[which]), expected[which]):
+            decoded = ours(files[which])
+            if decoded is None or not np.array_equal(decoded, expected[which]):
                 wrong.append(which)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]

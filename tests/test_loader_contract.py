@@ -446,7 +446,5 @@ def test_the_dali_pipeline_holds_dalis_decoder(make):
 
 
 def test_an_unknown_loader_names_those_there_are(data):
-    with pytest.raises(
-        UserError, match="'dalli' is not known: choose one of torchvision, folder, ffcv, res"
-    ):
+    with pytest.raises(UserError, match="'dalli' is not known: choose one of torchvision, folder, ffcv, res"):
         make_loader("dalli", data, recipe=load_recipe("moco-v2", size=SIZE), batch=2)

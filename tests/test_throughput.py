@@ -4,26 +4,42 @@ from __future__ import annotations
 
 import inspect
 import json
+import mmap
+import os
 import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
+from penstock.augment import jit, load_recipe
 from penstock.augment.executors import EXECUTORS
-from penstock.benchmarks import throughput
-from penstock.benchmarks.photographs import FEWEST, photographs
+from penstock.benchmarks import peers, race, throughput
+from penstock.benchmarks.ceilings import Ceiling
+from penstock.benchmarks.chart import draw_chart
+from penstock.benchmarks.measure import Stopwatch, cpu_seconds, memory_mb
+from penstock.benchmarks.peers import PEERS, make_peer
+from penstock.benchmarks.photographs import FEWEST, Photographs, photographs
+from penstock.benchmarks.plan import OURS, STORAGES, Setting, Table, default_size, plan_photographs
+from penstock.benchmarks.report import printed, results, without_folders
 from penstock.benchmarks.rival import Rival, Row
-from penstock.benchmarks.worker import Stopwatch, choose_recipe
+from penstock.benchmarks.storages import Place, forget, place, read_once
+from penstock.benchmarks.worker import choose_recipe
 from penstock.errors import UserError
-from penstock.loaders import LOADERS, make, open_source
+from penstock.loaders import open_source
+from penstock.loaders.convert import convert
+from penstock.loaders.sources import ImageArrays
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+SETTING = Setting(recipe="moco-v2", size=32, views=None, batch=2, executor="auto", fallback=(), threads=1)
 
 
 @dataclass
@@ -41,6 +57,9 @@ class Prefetching:
                 time.sleep(0.01)
             yield range(8)
 
+    def close(self) -> None:
+        self.steps = 0
+
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
@@ -53,22 +72,53 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
+@pytest.fixture
+def few(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Photographs:
+    """The five as they are, and a cache of their own."""
+    monkeypatch.setenv("PENSTOCK_CACHE", str(tmp_path / "cache"))
+    return Photographs(data=str(photos), limit=None, count=5, distinct=5)
+
+
 def test_what_lay_ready_does_not_count() -> None:
-    pairs, seconds = Stopwatch(Prefetching(), prefetched=3, lanes=1).measure(0.1)
-    assert seconds >= 0.1
-    assert pairs / seconds < 8 / 0.01  # had the three counted, they alone would add 24 pairs to these 80
+    found = Stopwatch(Prefetching(), prefetched=3, lanes=1).measure(0.1)
+    assert found.seconds >= 0.1
+    assert found.pairs / found.seconds < 8 / 0.01  # had the three counted, they alone would add 24 pairs to these 80
 
 
 def test_the_clock_stands_still_between_epochs() -> None:
     loader = Prefetching(steps=8)
-    pairs, seconds = Stopwatch(loader, prefetched=3, lanes=1).measure(0.2)
-    assert loader.epochs >= 4
-    assert pairs / seconds < 8 / 0.01
+    found = Stopwatch(loader, prefetched=3, lanes=1).measure(0.2)
+    assert loader.epochs >= 2
+    assert found.pairs / found.seconds < 8 / 0.01
 
 
 def test_bursts_are_counted_whole() -> None:
-    pairs, _ = Stopwatch(Prefetching(steps=1000), prefetched=3, lanes=4).measure(0.05)
-    assert pairs % (4 * 8) == 0
+    found = Stopwatch(Prefetching(steps=1000), prefetched=3, lanes=4).measure(0.05)
+    assert found.pairs % (4 * 8) == 0
+
+
+def test_cpu_time_is_that_of_the_process_not_of_the_clock() -> None:
+    before = cpu_seconds(psutil.Process())
+    time.sleep(0.2)
+    slept = cpu_seconds(psutil.Process()) - before
+    while cpu_seconds(psutil.Process()) - before < slept + 0.2:
+        pass
+    assert slept < 0.15
+
+
+def test_memory_counts_what_is_held_and_no_pages_of_files(tmp_path: Path) -> None:
+    (tmp_path / "shard").write_bytes(bytes(80_000_000))
+    before = memory_mb(psutil.Process())
+    assert before is not None
+    with open(tmp_path / "shard", "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert np.frombuffer(mapped, np.uint8).max() == 0
+        with_file = memory_mb(psutil.Process())
+    held = np.ones(80_000_000, np.uint8)
+    with_array = memory_mb(psutil.Process())
+    assert with_file is not None and with_array is not None
+    assert with_file - before < 40
+    assert with_array - before > 70
+    assert held[0] == 1
 
 
 def test_a_small_set_becomes_distinct_files(photos: Path) -> None:
@@ -93,44 +143,235 @@ def test_a_large_set_is_read_where_it_lies(photos: Path, monkeypatch: pytest.Mon
     assert files.count == len(open_source(files.data, limit=files.limit)) == 4
 
 
+def test_storages_hold_the_images_as_their_names_say(
+    few: Photographs, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("penstock.benchmarks.storages", fromlist=["_"]).ENCODINGS["jpeg"], "max_side", 24)
+    found = {storage: place(storage, few, workers=1) for storage in ("files", "jpeg", "raw", "webdataset")}
+    assert {storage: there.open().storage for storage, there in found.items()} == {name: name for name in found}
+    assert max(max(found["jpeg"].open().decode(i).shape) for i in range(5)) == 24
+    assert found["webdataset"].open().encoded(0) == open_source(str(photos)).encoded(0)
+    assert found["files"].bytes == sum(path.stat().st_size for path in photos.rglob("*.jpg"))
+    shard = Path(found["jpeg"].data)
+    written = shard.stat().st_mtime_ns
+    assert place("jpeg", few, workers=1) == found["jpeg"] and shard.stat().st_mtime_ns == written  # made once
+    for there in found.values():
+        read_once(there)
+        forget(there)
+
+
+@pytest.mark.parametrize("storage", ["files", "jpeg", "raw"])
+def test_a_ceiling_takes_each_image_once_an_epoch(
+    few: Photographs, storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ceiling = Ceiling(place(storage, few, workers=1).open(), batch=1, workers=2)
+    taken: list[int] = []
+    take = ceiling.take
+    monkeypatch.setattr(ceiling, "take", lambda index: (take(index), taken.append(index)))
+    for _ in range(2):
+        assert sorted(int(i) for index in ceiling for i in index) == [0, 1, 2, 3, 4]
+    assert sorted(taken) == sorted(2 * [0, 1, 2, 3, 4])
+    ceiling.close()
+
+
+def test_a_ceiling_decodes(few: Photographs, photos: Path) -> None:
+    path = next(photos.rglob("*.jpg"))
+    path.write_bytes(path.read_bytes()[:300])
+    ceiling = Ceiling(open_source(str(photos)), batch=5, workers=1)
+    with pytest.raises(ValueError):
+        list(ceiling)
+    ceiling.close()
+
+
+def test_the_plan_has_each_storage_its_rows_and_its_ceiling(few: Photographs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.benchmarks.plan.photographs", lambda data, batch: few)
+    table = plan_photographs(few.data, SETTING, loaders=["folder", "ffcv"], others=["albumentations"], name="photos")
+    rows = [(row.group, row.loader, row.storage) for row in table.rows]
+    assert rows[:4] == [
+        ("baseline", "torchvision", "files"),
+        ("ours", "folder", "files"),
+        ("ours", "ffcv", "jpeg"),
+        ("ours", "ffcv", "raw"),
+    ]
+    assert ("ceiling", "decode-only", "jpeg") in rows and ("ceiling", "read-only", "raw") in rows
+    assert rows[-1] == ("ceiling", "synthetic", None)
+    assert table.task(table.rows[3])["data"] == table.places["raw"].data
+    assert [row.loader for row in table.within(1).rows] == ["torchvision", "folder", "ffcv", "ffcv"]
+
+
+def test_our_rows_name_loaders_that_there_are() -> None:
+    assert set(OURS) == set(STORAGES)  # one of another name would be left out in silence
+
+
 @pytest.mark.parametrize(("cpus", "counts"), [(1, [1, 2]), (2, [1, 2, 3]), (16, [8, 12, 16, 17])])
 def test_worker_counts_end_above_the_cpus(cpus: int, counts: list[int]) -> None:
-    assert throughput.worker_counts(cpus) == counts
+    assert race.worker_counts(cpus) == counts
+
+
+@pytest.mark.parametrize(("cpus", "powers"), [(1, []), (2, [1]), (6, [1, 2, 4]), (8, [1, 2, 4])])
+def test_scaling_goes_through_the_powers_of_two(cpus: int, powers: list[int]) -> None:
+    assert throughput.powers_of_two(cpus) == powers
+
+
+def test_a_view_is_no_larger_than_the_images(photos: Path) -> None:
+    assert default_size(open_source(str(photos))) == 42  # 40 to 44 pixels high
+
+
+class FakeRival:
+    """A rival that is fastest with three workers, and whose first start compiles."""
+
+    made: list[FakeRival]
+
+    def __init__(self, row: Row, task: dict[str, Any], environment: dict[str, str] | None = None) -> None:
+        self.row, self.environment, self.warmed = row, environment or {}, list[int]()
+        self.made.append(self)
+
+    def imported(self) -> float:
+        return 1.5
+
+    def warm(self, workers: int) -> float:
+        self.row.workers = workers
+        self.warmed.append(workers)
+        cache = Path(self.environment.get("NUMBA_CACHE_DIR", jit.cache_folder()))
+        (cache / "function.nbc").touch()
+        return 60.0 if len(self.made) == 1 else 0.5
+
+    def measure(self, seconds: float) -> dict[str, Any]:
+        return {"speed": {1: 10.0, 2: 20.0, 3: 30.0}[self.row.workers], "cpu": 4.0, "pairs": 2000, "memory": 7.0}
+
+    def settle(self) -> None: ...
+
+    def cpu_seconds(self) -> float:
+        return 0.0
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def two_cpus(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Table:
+    """A table of the baseline and one row of ours, whose processes are no processes."""
+    (tmp_path / "compiled").mkdir()
+    monkeypatch.setattr(jit, "cache_folder", lambda: str(tmp_path / "compiled"))
+    monkeypatch.setattr(race, "Rival", FakeRival)
+    monkeypatch.setattr(FakeRival, "made", [], raising=False)
+    setting = Setting(**{**vars(SETTING), "threads": 2})
+    rows = [
+        Row(loader="torchvision", storage="files", group="baseline", workers=2),
+        Row(loader="folder", storage="files", workers=2),
+    ]
+    files = Photographs(data=str(photos), limit=None, count=5, distinct=5)
+    places = {"files": Place(data=str(photos), about="", bytes=1)}
+    return Table(name="photos", setting=setting, files=files, places=places, rows=rows)
+
+
+def test_a_start_that_compiled_does_not_count(two_cpus: Table) -> None:
+    race.run(two_cpus, seconds=0.1, repeats=3, clock=race.Clock(Console()))
+    assert [rival.row.loader for rival in FakeRival.made] == ["torchvision", "folder", "torchvision"]
+    assert [row.start for row in two_cpus.rows] == [0.5, 0.5]
+
+
+def test_the_baseline_is_tuned_and_ours_take_the_cpus(two_cpus: Table) -> None:
+    race.run(two_cpus, seconds=0.1, repeats=3, clock=race.Clock(Console()))
+    baseline, ours = two_cpus.rows
+    assert (baseline.workers, baseline.tried) == (3, {1: 10.0, 2: 20.0, 3: 30.0})
+    assert (ours.workers, ours.tried) == (2, {})
+    assert baseline.repeats == 3 * [30.0] and baseline.cpu == 3 * [2.0] and baseline.memory == 3 * [7.0]
+
+
+def test_a_cold_start_finds_nothing_compiled(two_cpus: Table) -> None:
+    row = two_cpus.rows[1]
+    race.cold_start(two_cpus, row, race.Clock(Console()))
+    (rival,) = FakeRival.made
+    assert rival.environment["NUMBA_CACHE_DIR"] != jit.cache_folder()
+    assert (row.imports, row.cold, row.start) == (1.5, 60.0, None)
 
 
 def test_results_hold_against_the_baseline_and_the_ceiling_of_the_same_storage() -> None:
     rows = [
         Row(loader="torchvision", storage="files", workers=3, repeats=[10, 30, 20]),
         Row(loader="ffcv", storage="jpeg", workers=2, repeats=[50, 70, 60]),
+        Row(loader="ffcv", storage="raw", workers=2, repeats=[80]),
         Row(loader="decode-only", storage="files", workers=2, repeats=[100]),
         Row(loader="decode-only", storage="jpeg", workers=2, repeats=[120]),
+        Row(loader="read-only", storage="raw", workers=2, repeats=[800]),
         Row(loader="synthetic", workers=2, repeats=[400]),
     ]
-    found = {(row["loader"], row["storage"]): row for row in throughput.results(rows)}
+    found = {(row["loader"], row["storage"]): row for row in results(rows)}
     assert found["torchvision", "files"]["pairs_per_s"] == 20
     assert found["torchvision", "files"]["ceiling_share"] == 0.2
     assert found["ffcv", "jpeg"]["ratio"] == 3
     assert found["ffcv", "jpeg"]["ceiling_share"] == 0.5
+    assert found["ffcv", "raw"]["ceiling_share"] == 0.1
     assert found["synthetic", None]["ratio"] == 20
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("throughput.py --data /data/sets/photos --json out/t.json", "throughput.py --data photos --json out/t.json"),
+        ("--cifar cifar10:/data/cifar", "--cifar cifar10:cifar"),
+        ("'/data/my sets'/x 3/4", "'my sets'/x 3/4"),
+        ("--data ../shared/photos ~/photos", "--data ../shared/photos ~/photos"),
+    ],
+)
+def test_no_path_of_the_machine_is_kept(text: str, left: str) -> None:
+    assert without_folders(text) == left
 
 
 def test_a_row_that_fails_says_why(tmp_path: Path) -> None:
     task = {"loader": "folder", "data": str(tmp_path / "nowhere"), "limit": None, "threads": 1, "batch": 1}
     rival = Rival(Row(loader="folder", workers=1), {**task, "recipe": "moco-v2", "size": 32, "views": None})
     try:
+        assert rival.imported()
         rival.warm(1)
         assert rival.row.error
         assert "nowhere" in rival.row.error
-        assert rival.measure(0.1) == 0
+        assert rival.measure(0.1) is None
         assert rival.row.pairs_per_s is None
     finally:
         rival.close()
 
 
+@pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities:DeprecationWarning")
+@pytest.mark.parametrize("name", [name for name in PEERS if name != "ffcv-package"])
+def test_a_peer_gives_the_views_and_labels_of_its_files(name: str, photos: Path, tmp_path: Path) -> None:
+    if line := peers.missing(name):
+        pytest.skip(line)
+    source = open_source(str(photos))
+    if PEERS[name].storages == ("webdataset",):
+        convert(source, tmp_path / "photos.tar", progress=False)
+        source = open_source(str(tmp_path / "photos.tar"))
+    try:
+        peer = make_peer(name, source, load_recipe("moco-v2", size=32), batch=5, workers=1)
+    except UserError as error:
+        pytest.skip(str(error))  # SPDL where there is no FFmpeg
+    batch = next(iter(peer))
+    peer.close()
+    assert len(batch) == 5 and {view.shape for view in batch.views} == {(5, 3, 32, 32)} and len(batch.views) == 2
+    assert all(view.dtype == torch.float32 for view in batch.views)
+    assert not torch.equal(*batch.views)
+    if name != "webdataset":  # which draws with replacement
+        assert sorted(batch.label.tolist()) == [0, 0, 0, 1, 1]
+
+
+def test_a_peer_that_lacks_an_operation_says_so(photos: Path) -> None:
+    with pytest.raises(UserError, match=r"torchvision has no .*: no row for torchvision-v2"):
+        make_peer(
+            "torchvision-v2", open_source(str(photos)), load_recipe("albumentations-7", size=32), batch=5, workers=1
+        )
+
+
+def test_a_peer_of_files_refuses_arrays() -> None:
+    source = ImageArrays(np.zeros((5, 32, 32, 3), np.uint8), [0] * 5, ["all"], "zeros")
+    with pytest.raises(UserError, match="zeros: its images are arrays, and this row reads files"):
+        make_peer("torchvision-v2", source, load_recipe("moco-v2", size=32), batch=5, workers=1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--loaders", "fast"], "fast"),
+        (["--loaders", "fast"], "--loaders 'fast' is not known: choose from all, none, folder"),
+        (["--peers", "fast"], "--peers 'fast' is not known: choose from all, none, torchvision-v2"),
         (["--recipe", "moco-v9"], "moco-v9"),
         (["--recipe", "multi-crop", "--views", "4"], "--views 4: the views of multi-crop are of 2 kinds"),
         (["--executor", "fastest"], "--executor 'fastest' is not known"),
@@ -142,6 +383,7 @@ def test_a_row_that_fails_says_why(tmp_path: Path) -> None:
         (["--json", "nowhere/t.json"], "nowhere"),
         (["--plot", "t.docx"], "t.docx"),
         (["--data", "nowhere"], "nowhere"),
+        (["--cifar", "cifar10:nowhere"], "nowhere"),
     ],
 )
 def test_wrong_inputs_are_refused_at_once(arguments: list[str], named: str) -> None:
@@ -149,9 +391,10 @@ def test_wrong_inputs_are_refused_at_once(arguments: list[str], named: str) -> N
         throughput.main(arguments)
 
 
-def test_the_help_names_every_executor() -> None:
-    (shown,) = re.findall(r'\bexecutor: str.*\n    """((?:.|\n)*?)"""', inspect.getsource(throughput.Config))
-    assert set(EXECUTORS) <= set(re.split(r"[,:.\s]+", shown))
+@pytest.mark.parametrize(("option", "known"), [("executor", EXECUTORS), ("loaders", OURS), ("peers", PEERS)])
+def test_the_help_names_every_choice(option: str, known: dict[str, Any] | tuple[str, ...]) -> None:
+    (shown,) = re.findall(rf'\b{option}: .*\n    """((?:.|\n)*?)"""', inspect.getsource(throughput.Config))
+    assert set(known) <= set(re.split(r"[,:.\s]+", shown))
 
 
 def test_a_number_of_views_takes_the_place_of_the_recipe_s() -> None:
@@ -160,33 +403,70 @@ def test_a_number_of_views_takes_the_place_of_the_recipe_s() -> None:
     assert [group.size for group in choose_recipe("multi-crop", 64, None).groups] == [64, 27]
 
 
+def _row(loader: str, storage: str | None, group: str, speed: float, **more: Any) -> Row:
+    return Row(loader=loader, storage=storage, group=group, workers=2, repeats=[speed], cpu=[5.0], **more)
+
+
+def test_the_picture_has_a_panel_for_each_part_of_the_report(tmp_path: Path) -> None:
+    """With all parts it is taller; the table prints whatever was not measured."""
+    own = [_row("torchvision", "files", "baseline", 100.0), _row("folder", "files", "ours", 600.0, memory=[900.0])]
+    others = [_row("albumentations", "files", "peer", 240.0), _row("decode-only", "files", "ceiling", 1100.0)]
+    failed = Row(loader="dali", storage="webdataset", workers=2, error="not installed")
+    common = {"recipe": "moco-v2", "views": 2, "size": 224, "batch": 64, "images": 2400, "data": "photos"}
+    table = {**common, "rows": results([*own, *others, failed])}
+    machine = {"cpus": 2, "cpu": "CPU", "memory_gb": 24, "gpus": []}
+    report = {"tables": [table], "scaling": [], "machine": machine, "versions": {"torch": "2"}, "date": "2026-01-01"}
+    steps = [{"cpus": 1, "rows": results(own)}, {"cpus": 2, "rows": results(own)}]
+    heights = []
+    for part in (report, {**report, "tables": [table, table], "scaling": steps}):
+        draw_chart(part, tmp_path / "t.png")
+        with Image.open(tmp_path / "t.png") as picture:
+            heights.append(picture.height)
+    assert heights[1] > heights[0] + 200
+    console = Console(width=120, record=True, quiet=False, file=open(os.devnull, "w"))  # noqa: SIM115
+    with console.file:
+        console.print(printed(table, machine))
+        text = console.export_text()
+    assert re.search(r"folder +files +2 +600 +0% +6.00× +55% +5.0 +900", text) and "dali" in text
+
+
 @pytest.mark.timeout(300)
 def test_end_to_end(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """Two loaders, one of which is not installed: table, JSON and picture."""
-    monkeypatch.setattr(make, "find_spec", lambda name: None)
-    monkeypatch.setattr(throughput, "worker_counts", lambda cpus: [1])
+    """A loader of ours and two peers, one of which is not installed: table, JSON and picture."""
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    monkeypatch.setattr(race, "worker_counts", lambda cpus: [1])
     out = {"json": tmp_path / "t.json", "plot": tmp_path / "t.png"}
     settings = ["--size", "32", "--batch", "16", "--seconds", "0.1", "--repeats", "2", "--workers", "1"]
-    settings += ["--executor", "fused_cpu", "--fallback", "hue"]
+    settings += ["--executor", "fused_cpu", "--fallback", "hue", "--peers", "torchvision-v2", "ffcv-package"]
     written = [part for name, path in out.items() for part in (f"--{name}", str(path))]
-    assert throughput.main(["--data", str(photos), "--loaders", "folder", "ffcv-package", *settings, *written]) == 0
+    assert throughput.main(["--data", str(photos), "--loaders", "folder", *settings, *written]) == 0
 
     report = json.loads(out["json"].read_text())
-    rows = {(row["loader"], row["storage"]): row for row in report["rows"]}
-    names = [loader for loader, _ in rows]
-    assert names == ["torchvision", "folder", "ffcv-package", "decode-only", "synthetic"]
+    (table,) = report["tables"]
+    rows = {(row["loader"], row["storage"]): row for row in table["rows"]}
+    assert list(rows) == [
+        ("torchvision", "files"),
+        ("folder", "files"),
+        ("torchvision-v2", "files"),
+        ("ffcv-package", "jpeg"),
+        ("ffcv-package", "raw"),
+        ("decode-only", "files"),
+        ("synthetic", None),
+    ]
     measured = [row for row in rows.values() if row["loader"] != "ffcv-package"]
     assert all(len(row["repeats"]) == 2 and row["pairs_per_s"] > 0 and row["ratio"] > 0 for row in measured)
+    assert all(min(row["cpu"]) > 0 and min(row["memory"]) > 50 and row["start"] > 0 for row in measured)
     assert rows["folder", "files"]["executor"] == "fused_cpu" and 0.5 < rows["folder", "files"]["routed"] < 1
     assert all(row["executor"] is row["routed"] is None for key, row in rows.items() if key != ("folder", "files"))
-    assert report["settings"]["views"] == 2
-    assert rows["ffcv-package", None]["pairs_per_s"] is None
-    assert str(LOADERS["ffcv-package"].extra) in rows["ffcv-package", None]["error"]
+    assert rows["ffcv-package", "raw"]["pairs_per_s"] is None
+    assert PEERS["ffcv-package"].extra in rows["ffcv-package", "raw"]["error"]
+    assert (table["views"], table["data"], table["images"] > table["distinct_images"]) == (2, "photos", True)
+    assert table["storages"]["files"]["bytes"] > 1000
     assert {"cpu", "cpus", "memory_gb", "gpus"} <= report["machine"].keys()
     assert report["versions"]["torch"]
-    assert report["images"] > report["distinct_images"] == 5
+    assert str(tmp_path) not in out["json"].read_text()
     said = capsys.readouterr().out
     assert "make install" in said and "of the views by Albumentations" in said
     with Image.open(out["plot"]) as picture:

@@ -1,13 +1,15 @@
-"""Baseline JPEG to RGB in compiled code of our own, bit for bit libjpeg-turbo's accurate path, and faster.
+"""Baseline JPEG to RGB in compiled code of our own: bit for bit libjpeg-turbo's accurate path, and faster.
 
-    penstock.loaders.jpeg.decode_jpeg(data, out)
+    if not decode_jpeg(data, out):
+        simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, buffer=out)
 
 What it does: 8 bits, one scan, Huffman codes, grey or YCbCr in 4:4:4, 4:2:2, 4:4:0 and 4:2:0, with or without restarts.
-All else (progressive, arithmetic, CMYK, RGB, …) and everything that is damaged is left to libjpeg-turbo: `decode_jpeg`
-says False then. It never reads or writes out of bounds, and what it calls right, libjpeg decodes without a warning.
+All else (progressive, arithmetic, CMYK, RGB, …) and all that is damaged is left to libjpeg-turbo: `decode_jpeg` says
+False then. It never reads or writes out of bounds, and what it calls right libjpeg decodes without a warning.
 
 Read `scan.py` first, which leads through the rest: `parse.py` (markers), `huffman.py`, `idct.py`, `colour.py`;
-`lanes.py` is how they come by vector instructions.
+`lanes.py` is how they come by vector instructions. Compiled code is kept on the disk; the first call of all compiles
+for a while, so make it on one thread.
 """
 
 from __future__ import annotations
@@ -27,20 +29,25 @@ def decode_jpeg(
 ) -> bool:
     """Decode into `out`, uint8 [H, W, 3] of the size that the header says, contiguous; not turned as EXIF may ask for.
 
-    With `box` (top, left, bottom, right) only those pixels are written, and only their blocks are transformed; the whole
+    With `box` (top, left, bottom, right) only those pixels are written, and only their blocks transformed. The whole
     stream is read all the same, so that no damage goes unseen.
 
     Returns False, and leaves anything in `out`, if the data are of a kind that is not done here, or damaged.
     """
     height, width, _ = out.shape
-    data = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else data
     top, left, bottom, right = box or (0, 0, height, width)
-    return decode(data, out, top, left, bottom, right, _workspace(len(data), width))
+    assert 0 <= top <= bottom <= height and 0 <= left <= right <= width and out.flags.c_contiguous
+    return decode(_bytes(data), out, top, left, bottom, right, _workspace(len(data), width))
+
+
+def _bytes(data: bytes | NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Always read-only, so that one compilation serves all."""
+    return np.frombuffer(memoryview(data).toreadonly(), np.uint8)  # type: ignore[arg-type]
 
 
 def _workspace(compressed: int, width: int) -> Workspace:
     """This thread's memory, large enough."""
-    size = _kept.__dict__.get("size", (0, 0))
+    size = _kept.__dict__.get("size", (-1, -1))
     if compressed > size[0] or width > size[1]:
         _kept.size = max(compressed, size[0]), max(width, size[1])
         _kept.workspace = new_workspace(*_kept.size)

@@ -1,4 +1,4 @@
-"""From lines of Y, Cb and Cr to RGB, bit for bit as libjpeg does it: smooth chroma ("fancy upsampling"), 16-bit fractions.
+"""From lines of Y, Cb and Cr to RGB, bit for bit as libjpeg does it: with smooth chroma ("fancy upsampling").
 
 A sample of chroma halfway between two luma samples is a mean of its neighbours, three to one (a triangle filter): in
 each direction in which chroma is coarser. Beyond an edge the neighbour is the sample itself, which the caller sees to.

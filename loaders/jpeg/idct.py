@@ -104,11 +104,9 @@ def _transposed(rows: Sequence[Lanes]) -> list[Lanes]:
         right = _pick(upper, lower, (4, 5, 6, 7, 12, 13, 14, 15))
         halves.append(_side_by_side(left, right))  # the columns' pairs of the upper row, then of the lower one
     low, high = (0, 8, 1, 9, 4, 12, 5, 13), (2, 10, 3, 11, 6, 14, 7, 15)
+    quarters = [(_pick(halves[0], halves[1], order), _pick(halves[2], halves[3], order)) for order in (low, high)]
     first, second = (0, 1, 8, 9, 4, 5, 12, 13), (2, 3, 10, 11, 6, 7, 14, 15)
-    left = [_pick(halves[0], halves[1], low), _pick(halves[2], halves[3], low)]
-    right = [_pick(halves[0], halves[1], high), _pick(halves[2], halves[3], high)]
-    columns = [_pick(*half, order) for order in (first, second) for half in (left, right)]
-    return [pair.as_lanes(SHORT) for pair in columns]
+    return [_pick(*quarter, order).as_lanes(SHORT) for order in (first, second) for quarter in quarters]
 
 
 def _pick(lanes: Lanes, other: Lanes, order: Sequence[int]) -> Lanes:

@@ -8,7 +8,7 @@ Markers: ITU-T T.81, annex B. How RGB is told from YCbCr: libjpeg's `default_dec
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
@@ -22,7 +22,7 @@ from penstock.loaders.jpeg.lanes import BIT, BYTE, Memory, emitted
 START, END, START_OF_SCAN = 0xD8, 0xD9, 0xDA
 BASELINE, EXTENDED, HUFFMAN_TABLES = 0xC0, 0xC1, 0xC4
 QUANTISERS, RESTARTS, RESTART, COMMENT = 0xDB, 0xDD, 0xD0, 0xFE
-JFIF, ADOBE, LAST_APPLICATION = 0xE0, 0xEE, 0xEF
+JFIF, PROFILE, ADOBE, LAST_APPLICATION = 0xE0, 0xE2, 0xEE, 0xEF
 LONGEST_SIDE = 65500  # libjpeg's
 STEP = 64  # bytes searched at once
 
@@ -35,6 +35,7 @@ class Frame(NamedTuple):
         height, width: pixels, as stored.
         components: 1 (grey) or 3.
         across, down: blocks of the first component in an MCU; the others have one. 1 x 1 if grey.
+        rows, columns: of MCUs.
         interval: MCUs between restarts, 0 without.
         scan: where the compressed data begin.
     """
@@ -45,8 +46,13 @@ class Frame(NamedTuple):
     components: int
     across: int
     down: int
+    rows: int
+    columns: int
     interval: int
     scan: int
+
+
+NO_FRAME = Frame(False, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 class Tables(NamedTuple):
@@ -81,6 +87,11 @@ def new_tables() -> Tables:
 
 
 @njit(inline=True)
+def _one(data, at):  # type: ignore[no-untyped-def]
+    return np.int64(data[at])
+
+
+@njit(inline=True)
 def _two(data, at):  # type: ignore[no-untyped-def]
     return np.int64(data[at]) << 8 | np.int64(data[at + 1])
 
@@ -88,8 +99,8 @@ def _two(data, at):  # type: ignore[no-untyped-def]
 @njit
 def read_markers(data, tables):  # type: ignore[no-untyped-def]
     """Fill `tables` and return the Frame."""
-    unusable = Frame(False, 0, 0, 0, 0, 0, 0, 0)
-    frame, interval, jfif, rgb = unusable, 0, False, False
+    unusable = NO_FRAME
+    frame, interval, jfif, rgb, part, parts = unusable, 0, False, False, 0, 0
     tables.seen[:] = 0
     if len(data) < 4 or data[0] != 0xFF or data[1] != START:
         return unusable
@@ -106,10 +117,10 @@ def read_markers(data, tables):  # type: ignore[no-untyped-def]
         at += 2 + length
         if marker == START_OF_SCAN:
             ycbcr = jfif or not rgb or frame.components == 1
-            if frame.usable and ycbcr and _read_scan(body, frame, tables):
-                return Frame(True, frame.height, frame.width, frame.components, frame.across, frame.down, interval, at)
+            if frame.usable and ycbcr and part == parts and _read_scan(body, frame, tables):
+                return _complete(frame, interval, at)
             return unusable
-        if marker == BASELINE or marker == EXTENDED:
+        if marker in (BASELINE, EXTENDED):
             if frame.usable:
                 return unusable
             frame = _read_frame(body, tables)
@@ -123,6 +134,9 @@ def read_markers(data, tables):  # type: ignore[no-untyped-def]
             interval = _two(body, 0) if valid else 0
         elif marker == JFIF and _starts(body, b"JFIF\0") and len(body) >= 14:
             jfif, valid = True, body[5] == 1  # another major version makes libjpeg warn
+        elif marker == PROFILE and _starts(body, b"ICC_PROFILE\0"):  # of a torn one libjpeg-turbo warns
+            valid = len(body) > 14 and body[12] == part + 1 and (part == 0 or body[13] == parts)
+            part, parts = part + 1, _one(body, 13) if valid else 0
         elif marker == ADOBE and _starts(body, b"Adobe") and len(body) >= 12:
             rgb, valid = rgb or body[11] != 1, True
         else:
@@ -133,22 +147,28 @@ def read_markers(data, tables):  # type: ignore[no-untyped-def]
 
 
 @njit
+def _complete(frame, interval, scan):  # type: ignore[no-untyped-def]
+    height, width, across, down = frame.height, frame.width, frame.across, frame.down
+    return Frame(True, height, width, frame.components, across, down, frame.rows, frame.columns, interval, scan)
+
+
+@njit
 def _starts(body, word):  # type: ignore[no-untyped-def]
     if len(body) < len(word):
         return False
+    same = True
     for i in range(len(word)):
-        if body[i] != word[i]:
-            return False
-    return True
+        same &= body[i] == word[i]
+    return same
 
 
 @njit
 def _read_frame(body, tables):  # type: ignore[no-untyped-def]
-    unusable = Frame(False, 0, 0, 0, 0, 0, 0, 0)
+    unusable = NO_FRAME
     if len(body) < 6 or body[0] != 8 or (body[5] != 1 and body[5] != 3) or len(body) != 6 + 3 * body[5]:
         return unusable
-    height, width, components = _two(body, 1), _two(body, 3), np.int64(body[5])
-    across, down = np.int64(body[7]) >> 4, np.int64(body[7]) & 15
+    height, width, components = _two(body, 1), _two(body, 3), _one(body, 5)
+    across, down = _one(body, 7) >> 4, _one(body, 7) & 15
     for c in range(components):
         tables.identifiers[c], tables.quantiser[c] = body[6 + 3 * c], body[8 + 3 * c]
         if tables.quantiser[c] > 3 or (c > 0 and body[7 + 3 * c] != 0x11):
@@ -159,24 +179,27 @@ def _read_frame(body, tables):  # type: ignore[no-untyped-def]
         return unusable
     if components == 1:  # with a single component an MCU is one block, whatever its sampling
         across, down = 1, 1
-    return Frame(True, height, width, components, across, down, 0, 0)
+    if across == 2 and width <= 4:  # so few columns of chroma libjpeg repeats instead
+        return unusable
+    rows, columns = -(-height // (8 * down)), -(-width // (8 * across))
+    return Frame(True, height, width, components, across, down, rows, columns, 0, 0)
 
 
 @njit
 def _read_codes(body, tables):  # type: ignore[no-untyped-def]
-    at = 0
+    at = np.int64(0)
     while at < len(body):
         if at + 17 > len(body) or body[at] & 0xEC:  # 0x00 to 0x03 are DC, 0x10 to 0x13 AC
             return False
         slot = np.int64(body[at] >> 4) * 4 + np.int64(body[at] & 3)
-        symbols = 0
+        symbols = np.int64(0)
         for length in range(16):
-            symbols += body[at + 1 + length]
+            symbols += np.int64(body[at + 1 + length])
         end = at + 17 + symbols
         if symbols > 256 or end > len(body):
             return False
-        tables.codes[slot, : 16 + symbols] = body[at + 1 : end]
-        tables.codes[slot, 16 + symbols :] = 0
+        for i in range(SPECIFICATION):
+            tables.codes[slot, i] = body[at + 1 + i] if i < 16 + symbols else 0
         tables.seen[slot] = 1
         at = end
     return True
@@ -219,7 +242,7 @@ def _read_scan(body, frame, tables):  # type: ignore[no-untyped-def]
 
 
 @emitted(types.uint64)
-def _copy_step(data: Memory, at, out: Memory, to):
+def _copy_step(data: Memory, at: Any, out: Memory, to: Any) -> Any:
     """Copy STEP bytes and return a bit for each that is 0xFF."""
     lanes = data.at(at).load(BYTE, STEP)
     out.at(to).store(lanes)
@@ -227,7 +250,7 @@ def _copy_step(data: Memory, at, out: Memory, to):
 
 
 @emitted(types.uint64)
-def trailing_zeros(data: Memory, bits):
+def _trailing_zeros(data: Memory, bits: Any) -> Any:
     """How many zeros come before the lowest one bit."""
     return data.builder.cttz(bits, BIT(0))
 
@@ -238,13 +261,13 @@ def unstuff(data, size, at, out):  # type: ignore[no-untyped-def]
 
     Returns how many bytes were copied and where the marker's 0xFF lies; the end of the data if there is none.
     """
-    to = 0
+    to = np.int64(0)
     while at + STEP < size:
         found = _copy_step(data, u64(at), out, u64(to))
         if found == u64(0):
             at, to = at + STEP, to + STEP
             continue
-        until = np.int64(trailing_zeros(data, found))
+        until = np.int64(_trailing_zeros(data, found))
         at, to = at + until, to + until
         if data[at + 1] != 0:
             return to, at

@@ -24,6 +24,7 @@ from penstock.loaders.jpeg.colour import (
 )
 from penstock.loaders.jpeg.huffman import (
     PLACES,
+    SPECIFICATION,
     Codes,
     build,
     new_codes,
@@ -38,34 +39,18 @@ from penstock.loaders.jpeg.lanes import pointer, shifted
 from penstock.loaders.jpeg.parse import END, RESTART, STEP, Tables, new_tables, read_markers, unstuff
 
 MARGIN = 64  # bytes around a line that vectors may read
-SPARE = 4  # the block to throw away
-WANTED, TABLE, TO, TURN_COLUMNS = 0, 1, 2, 4
-BITS, MARKER = 0, 1
 MOST_BLOCKS = 6  # in an MCU
-NEXT_BLOCK = 160  # elements from two blocks to the next: 128 coefficients, and where all beyond them go
 OVERREAD = MOST_BLOCKS * 64 * 4 + 64  # bytes that an MCU of broken codes can reach beyond the stream's end
-
-
-class Block(NamedTuple):
-    """One block of the MCU: columns of `Workspace.plan`.
-
-    Attributes:
-        component, dc, ac: of which component; which Huffman tables.
-        table: byte offset of its quantisers.
-        to, step, stride: byte offset of its samples in the first MCU, from an MCU to the next, from a line to the next.
-    """
-
-    component: int = 0
-    dc: int = 1
-    ac: int = 2
-    table: int = 3
-    to: int = 4
-    step: int = 5
-    stride: int = 6
-
-
-BLOCK = Block()
-PLAN_COLUMNS = len(BLOCK)
+NEXT_BLOCKS = 160  # elements from two blocks to the next two: 128 coefficients, and where all beyond them go
+OTHER_BLOCK = 16  # elements from the first of two to the second: they lie row by row, side by side
+SPARE = 4  # which block is thrown away
+TABLE_BYTES = 2 * 64 * 2  # of a component's quantisers and bounds
+BITS, MARKER = 0, 1  # of Workspace.segment
+# Columns of Workspace.plan: of which component a block is, by which Huffman tables, where its quantisers lie (bytes);
+# where its samples go in the first MCU, and how far on in the next one.
+COMPONENT, DC, AC, TABLE, TO, STEP_ON, PLAN_COLUMNS = 0, 1, 2, 3, 4, 5, 6
+# Columns of Workspace.turns: whether a block is transformed, by which quantisers, to where.
+WANTED, BY, ONTO, TURN_COLUMNS = 0, 1, 2, 3
 
 
 class Workspace(NamedTuple):
@@ -74,10 +59,10 @@ class Workspace(NamedTuple):
     Attributes:
         tables, codes: of the markers, and built from them.
         stream: uint8, the compressed data without stuffing.
-        blocks: int16 [3 * NEXT_BLOCK] the two blocks that are decoded, the two before, and one to throw away.
+        blocks: int16 [3 * NEXT_BLOCKS] the two blocks that are decoded, the two before, and one to throw away.
         turns: int64 [4, TURN_COLUMNS] what to do with those four.
         quantisers: int16 [3, 2, 64] for each component: quantisers and bounds in the block's order.
-        plan: int64 [MOST_BLOCKS, PLAN_COLUMNS].
+        plan: int64 [MOST_BLOCKS, PLAN_COLUMNS] the blocks of an MCU.
         previous: int64 [3] the last DC coefficients.
         segment: int64 [2] of what lies between two restarts, BITS and the place in the data of its MARKER, -1 without.
         planes: uint8, for each component one line kept, and those of a row of MCUs; then a block nobody wants.
@@ -107,13 +92,13 @@ def new_workspace(compressed: int, width: int) -> Workspace:
         tables=new_tables(),
         codes=new_codes(),
         stream=np.zeros(compressed + STEP + OVERREAD, np.uint8),
-        blocks=np.zeros(3 * NEXT_BLOCK, np.int16),
+        blocks=np.zeros(3 * NEXT_BLOCKS, np.int16),
         turns=np.zeros((4, TURN_COLUMNS), np.int64),
         quantisers=np.ones((3, 2, 64), np.int16),
         plan=np.zeros((MOST_BLOCKS, PLAN_COLUMNS), np.int64),
         previous=np.zeros(3, np.int64),
         segment=np.zeros(2, np.int64),
-        planes=np.zeros((3 * 17 + 8) * _stride(-(-width // 8)), np.uint8),
+        planes=np.zeros((3 * 17 + 8) * _stride(-(-width // 8) + 1), np.uint8),
         lines=np.zeros(2 * (2 * SAMPLES + width + 2 * MARGIN), np.uint8),
         pixels=np.zeros(3 * PIXELS, np.uint8),
         places=PLACES,
@@ -122,8 +107,8 @@ def new_workspace(compressed: int, width: int) -> Workspace:
 
 @njit
 def _stride(blocks):  # type: ignore[no-untyped-def]
-    """Bytes of a line of so many blocks, and one more where MCUs are two wide."""
-    return 2 * MARGIN + 8 * (blocks + 1)
+    """Bytes of a line of so many blocks; where MCUs are two wide, perhaps one more than the width needs."""
+    return 2 * MARGIN + 8 * blocks
 
 
 class Memory(NamedTuple):
@@ -163,8 +148,6 @@ def decode(data, out, top, left, bottom, right, work):  # type: ignore[no-untype
     frame = read_markers(data, work.tables)
     if not frame.usable or frame.height != out.shape[0] or frame.width != out.shape[1]:
         return False
-    if frame.across == 2 and frame.width <= 4:  # libjpeg repeats so few chroma columns instead
-        return False
     if not _prepare_codes(frame, work.tables, work.codes):
         return False
     _prepare_quantisers(frame, work.tables, work.places, work.quantisers)
@@ -177,8 +160,11 @@ def _prepare_codes(frame, tables, codes):  # type: ignore[no-untyped-def]
     """Build the scan's Huffman tables, but those which the last image had, too."""
     for c in range(frame.components):
         for slot in (np.int64(tables.dc[c]), 4 + np.int64(tables.ac[c])):
-            if not np.array_equal(tables.codes[slot], codes.known[slot]):
-                codes.known[slot] = tables.codes[slot]
+            known, same = codes.known[slot], True
+            for i in range(SPECIFICATION):
+                same &= known[i] == tables.codes[slot, i]
+                known[i] = tables.codes[slot, i]
+            if not same:
                 codes.usable[slot] = build(codes, slot)
             if not codes.usable[slot]:
                 return False
@@ -187,36 +173,33 @@ def _prepare_codes(frame, tables, codes):  # type: ignore[no-untyped-def]
 
 @njit
 def _prepare_quantisers(frame, tables, places, quantisers):  # type: ignore[no-untyped-def]
+    """By place in the block: [pair of rows][column][row of the pair], one of the two blocks that lie together."""
     for c in range(frame.components):
-        table = tables.quantisers[tables.quantiser[c]]
         for k in range(64):
-            place = places[k] >> 5 << 4 | places[k] & 15
-            quantisers[c, 0, place] = table[k]
-            quantisers[c, 1, place] = LARGEST // np.int64(table[k])
+            quantiser = np.int64(tables.quantisers[tables.quantiser[c], k])
+            place = (np.int64(places[k]) >> 5) * 16 + places[k] % 32
+            quantisers[c, 0, place] = quantiser
+            quantisers[c, 1, place] = LARGEST // quantiser
 
 
 @njit
 def _plane(frame, component, line):  # type: ignore[no-untyped-def]
     """Byte offset of a line's first sample; line 0 is the one kept from above."""
-    mcus = -(-frame.width // (8 * frame.across))
-    stride = _stride(mcus * frame.across)
-    return (component * 17 + line) * stride + MARGIN
+    return (component * 17 + line) * _stride(frame.columns * frame.across) + MARGIN
 
 
 @njit
 def _prepare_plan(frame, tables, plan):  # type: ignore[no-untyped-def]
-    """One line for each block of an MCU; returns nothing, the number is the frame's."""
-    stride = _plane(frame, 0, 1) - _plane(frame, 0, 0)
+    """The blocks of an MCU, in the stream's order."""
     b = 0
     for c in range(frame.components):
         across, down = (frame.across, frame.down) if c == 0 else (1, 1)
         for y in range(down):
             for x in range(across):
-                plan[b, BLOCK.component] = c
-                plan[b, BLOCK.dc], plan[b, BLOCK.ac] = tables.dc[c], tables.ac[c]
-                plan[b, BLOCK.table] = c * 2 * 64 * 2
-                plan[b, BLOCK.to] = _plane(frame, c, 1 + 8 * y) + 8 * x
-                plan[b, BLOCK.step], plan[b, BLOCK.stride] = 8 * across, stride
+                plan[b, COMPONENT], plan[b, DC], plan[b, AC] = c, tables.dc[c], tables.ac[c]
+                plan[b, TABLE] = c * TABLE_BYTES
+                plan[b, TO] = _plane(frame, c, 1 + 8 * y) + 8 * x
+                plan[b, STEP_ON] = 8 * across
                 b += 1
 
 
@@ -225,19 +208,19 @@ def _decode_scan(data, out, box, frame, work):  # type: ignore[no-untyped-def]
     size, data, out = len(data), pointer(data), pointer(out)
     memory, reader = _pointers(work), new_reader(work.stream, work.codes, work.places)
     top, left, bottom, right = box
-    rows, high, wide = -(-frame.height // (8 * frame.down)), 8 * frame.down, 8 * frame.across
+    high, wide = 8 * frame.down, 8 * frame.across
     _clear(memory)
     _next_segment(data, size, frame.scan, memory)
     bits = start_bits(reader)
     written = top
-    for row in range(rows):
+    for row in range(frame.rows):
         wanted = top - 2 < (row + 1) * high and row * high < bottom + 2
         first, last = ((left - 2) // wide, (right + 1) // wide) if wanted else (0, -1)
         bits, fine = _decode_row(data, size, bits, row, first, last, reader, memory, frame)
         if not fine:
             return False
         if wanted:
-            until = min(bottom, frame.height if row == rows - 1 else (row + 1) * high - (frame.down - 1))
+            until = min(bottom, frame.height if row == frame.rows - 1 else (row + 1) * high - (frame.down - 1))
             _write_rows(out, written, until, left, right, row, frame, memory)
             written = max(written, until)
     return _at_end(bits, memory) and data[memory.segment[MARKER]] == END
@@ -246,7 +229,7 @@ def _decode_scan(data, out, box, frame, work):  # type: ignore[no-untyped-def]
 @njit(inline=True)
 def _clear(memory):  # type: ignore[no-untyped-def]
     """What an image that was given up half-way has left behind."""
-    for i in range(3 * NEXT_BLOCK):
+    for i in range(3 * NEXT_BLOCKS):
         memory.blocks[i] = 0
     for c in range(3):
         memory.previous[c] = 0
@@ -288,26 +271,20 @@ def _decode_row(data, size, bits, row, first, last, reader, memory, frame):  # t
     processor does both at the same time.
     """
     blocks = frame.across * frame.down + frame.components - 1
-    columns = -(-frame.width // (8 * frame.across))
-    stride = _plane(frame, 0, 1) - _plane(frame, 0, 0)
+    nowhere, stride = _plane(frame, 3, 0), _plane(frame, 0, 1) - _plane(frame, 0, 0)
     strange, b, column = u64(0), 0, 0
-    for i in range(columns * blocks + 3):
+    for i in range(frame.columns * blocks + 3):
         turn = shifted(memory.turns, u64((i & 3) * TURN_COLUMNS))
-        turn[WANTED], turn[TO] = 0, _plane(frame, 3, 0)
-        if column < columns:
+        turn[WANTED], turn[ONTO] = 0, nowhere
+        if column < frame.columns:
             if b == 0:
-                mcu = row * columns + column
-                if used_bits(bits) > memory.segment[BITS]:
+                bits, fine = _between_mcus(data, size, bits, row * frame.columns + column, reader, memory, frame)
+                if not fine:
                     return bits, False
-                if frame.interval and mcu and mcu % frame.interval == 0:
-                    bits, fine = _restart(data, size, bits, mcu // frame.interval, reader, memory)
-                    if not fine:
-                        return bits, False
-            wanted = first <= column <= last
             plan = shifted(memory.plan, u64(b * PLAN_COLUMNS))
+            wanted = first <= column <= last
             if wanted:
-                turn[WANTED], turn[TABLE] = 1, plan[BLOCK.table]
-                turn[TO] = plan[BLOCK.to] + column * plan[BLOCK.step]
+                turn[WANTED], turn[BY], turn[ONTO] = 1, plan[TABLE], plan[TO] + column * plan[STEP_ON]
             bits, fine, beyond = _decode_block(bits, reader, memory, plan, u64(i & 3 if wanted else SPARE))
             if not fine:
                 return bits, False
@@ -316,31 +293,44 @@ def _decode_row(data, size, bits, row, first, last, reader, memory, frame):  # t
             if b == blocks:
                 b, column = 0, column + 1
         if i & 1 and i >= 3:
-            turn = shifted(memory.turns, u64(((i - 3) & 3) * TURN_COLUMNS))
-            if turn[WANTED] | turn[TURN_COLUMNS + WANTED]:
-                strange |= inverse_dct(
-                    shifted(memory.blocks, u64(((i - 3) & 3) >> 1) * u64(NEXT_BLOCK)),
-                    memory.quantisers,
-                    u64(turn[TABLE]),
-                    u64(turn[TURN_COLUMNS + TABLE]),
-                    memory.planes,
-                    u64(turn[TO]),
-                    u64(turn[TURN_COLUMNS + TO]),
-                    u64(stride),
-                )
+            strange |= _transform_two(memory, u64(i + 1) & u64(2), stride)
     return bits, strange == u64(0) and used_bits(bits) <= memory.segment[BITS]
 
 
 @njit(inline=True)
+def _between_mcus(data, size, bits, mcu, reader, memory, frame):  # type: ignore[no-untyped-def]
+    """Go on after a restart, if one is due. False if more was read than there is."""
+    if used_bits(bits) > memory.segment[BITS]:
+        return bits, False
+    if frame.interval and mcu and mcu % frame.interval == 0:
+        return _restart(data, size, bits, mcu // frame.interval, reader, memory)
+    return bits, True
+
+
+@njit(inline=True)
 def _decode_block(bits, reader, memory, plan, turn):  # type: ignore[no-untyped-def]
-    block = shifted(memory.blocks, (turn >> u64(1)) * u64(NEXT_BLOCK) + (turn & u64(1)) * u64(16))
-    component = u64(plan[BLOCK.component])
-    difference, bits, fine = read_dc(reader, bits, u64(plan[BLOCK.dc]))
+    """False if it is damaged; and not 0 if its DC coefficient is beyond what is transformed."""
+    block = shifted(memory.blocks, (turn >> u64(1)) * u64(NEXT_BLOCKS) + (turn & u64(1)) * u64(OTHER_BLOCK))
+    component = u64(plan[COMPONENT])
+    difference, bits, fine = read_dc(reader, bits, u64(plan[DC]))
     dc = memory.previous[component] + difference
     memory.previous[component] = dc
     block[u64(0)] = dc
-    bits, good = read_ac(reader, bits, u64(plan[BLOCK.ac]), block)
+    bits, good = read_ac(reader, bits, u64(plan[AC]), block)
     return bits, fine and good, u64(dc + LARGEST + 1) >> u64(15)
+
+
+@njit(inline=True)
+def _transform_two(memory, turn, stride):  # type: ignore[no-untyped-def]
+    """The blocks of two turns from an even one on, if either is wanted."""
+    one = shifted(memory.turns, turn * u64(TURN_COLUMNS))
+    other = shifted(one, u64(TURN_COLUMNS))
+    if one[WANTED] | other[WANTED] == 0:
+        return u64(0)
+    blocks = shifted(memory.blocks, (turn >> u64(1)) * u64(NEXT_BLOCKS))
+    by, other_by = u64(one[BY]), u64(other[BY])
+    to, other_to = u64(one[ONTO]), u64(other[ONTO])
+    return inverse_dct(blocks, memory.quantisers, by, other_by, memory.planes, to, other_to, u64(stride))
 
 
 @njit
