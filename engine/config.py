@@ -55,8 +55,8 @@ class TrainConfig:
     size: int | None = None
     """Side of the (large) views in pixels; default: 32 for CIFAR, 64 for STL-10 and shapes, else the recipe's own."""
     executor: str = "auto"
-    """The code that makes the views, for the loaders folder, ffcv and dali: reference, fused_cpu, fused_gpu,
-    albumentations, dali, or auto: fused_gpu on a GPU, else fused_cpu."""
+    """The code that makes the views, for the loaders of ours (folder, ffcv, resident, dali, auto): reference,
+    fused_cpu, fused_gpu, albumentations, dali, or auto: fused_gpu on a GPU, else fused_cpu."""
     fallback: str = ""
     """Operations to leave to Albumentations, separated by commas: clahe,solarize."""
 

@@ -41,6 +41,7 @@ from penstock.machine import describe_machine, versions
 
 SECONDS = 1.5  # for which each candidate's batches are counted, in all rounds together
 PATIENCE = 30.0  # seconds that may be spent on preparing the set without being asked to
+MARGIN = 1.25  # a set that comes this close to what it may take is left out: its size is estimated
 CLEARLY = 1.05  # times as fast: less is within what two measurements of one loader differ by
 
 
@@ -187,7 +188,7 @@ def _too_large(source: Source, pixels: float, options: Mapping[str, Any]) -> str
     if not on_gpu and in_memory(source) is not None:
         return None
     allowed, decoded = allowance(options["budget"], device if on_gpu else None), round(3 * pixels * len(source))
-    if decoded <= allowed.size:
+    if MARGIN * decoded <= allowed.size:
         return None
     return f"the decoded set takes {decimal(decoded)}, and {decimal(allowed.size)} is {allowed.why}"
 
@@ -202,7 +203,7 @@ def _about(fingerprint: str, names: Sequence[str], batch: int, options: Mapping[
         "recipe": dump_recipe(options["recipe"]),
         "batch": batch,
         "workers": options["workers"],
-        "device": str(options["device"]),
+        "device": options["device"].type,  # ranks on GPUs that are alike share what is found
         "dtype": str(options["dtype"]),
         "executor": options["executor"],
         "fallback": list(options["fallback"]),

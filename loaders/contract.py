@@ -14,6 +14,7 @@ import torch
 
 from penstock.augment.executors import Executor
 from penstock.augment.recipe import Recipe
+from penstock.errors import UserError
 from penstock.loaders.order import Order
 from penstock.loaders.skipped import Skipped
 from penstock.loaders.sources.base import Source
@@ -114,11 +115,18 @@ class Loader(ABC):
             yield views
 
     def state_dict(self) -> dict[str, Any]:
-        where = {"epoch": self.state.epoch, "consumed": self.state.consumed}
-        return {"seed": self.order.seed, "order": self.order.name, **where}
+        order = {"seed": self.order.seed, "order": self.order.name, "samples": self.order.length}
+        return {**order, "epoch": self.state.epoch, "consumed": self.state.consumed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken, in the order it was taken in, also where this machine chose another."""
+        """Go on where `state_dict` was taken, in the order it was taken in, also where this machine chose another.
+
+        Raises:
+            UserError: this loader's seed or set is another one, so some images would be seen twice and others never.
+        """
+        for name, now in (("seed", self.order.seed), ("samples", self.order.length)):
+            if state[name] != now:
+                raise UserError(f"this state is of a loader with {name} {state[name]}, not {now}: make that one again")
         self.order.follow(state["order"])
         epoch, consumed = state["epoch"], state["consumed"]
         # A larger global batch than before may not fit into what is left: then the next epoch begins.

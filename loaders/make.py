@@ -17,7 +17,7 @@ from penstock.loaders.contract import Loader, Options
 from penstock.loaders.lock import locked
 from penstock.loaders.order import Order, choose_shuffle
 from penstock.loaders.pipeline import PipelineLoader
-from penstock.loaders.sources.base import Source
+from penstock.loaders.sources.base import Mended, Source
 from penstock.loaders.threads import available_cpus
 
 LOG = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ LOADERS: dict[str, LoaderInfo] = {
     "torchvision": LoaderInfo(
         about="the baseline: PIL, torchvision's transforms, DataLoader workers", own_augmentation=True
     ),
-    "folder": LoaderInfo(about="the files as they are, libjpeg-turbo in threads, one decode for all views"),
+    "folder": LoaderInfo(about="the files as they are, decoded in threads, once for all views"),
     "ffcv": LoaderInfo(about="our reader of .beton shards, one decode for all views", reads="beton"),
     "resident": LoaderInfo(about="every image decoded once, then held in RAM (or GPU memory)"),
     "auto": LoaderInfo(about="tries the others for seconds and takes the fastest of those that give the same views"),
@@ -147,7 +147,7 @@ def shard_path(
     if format is None or source.storage in shard_storages[format]:
         return None
     suffix = {"beton": ".beton", "webdataset": ".tar"}[format]
-    whole = "" if on_error == "stop" else "-skipped"
+    whole = "" if on_error == "stop" else "-readable"
     digest = fingerprint or source.fingerprint()
     return (cache or cache_folder()) / "shards" / f"{source.name}-{digest[:16]}{whole}{suffix}"
 
@@ -157,7 +157,7 @@ def prepare(
 ) -> Source:
     """The source in the form that the loader reads: itself, or a shard in the cache folder, converted once.
 
-    Images that are broken and to be skipped are not in the shard; its sidecar lists them.
+    Broken images that are to be skipped are not in the shard; its sidecar lists them, and indices stay the source's.
     """
     shard = shard_path(source, name, on_error=on_error, cache=cache)
     if shard is None:
@@ -170,15 +170,15 @@ def prepare(
             if not shard.exists():  # else another process was first
                 convert(source, shard, check="decode", workers=workers or available_cpus(), on_error=on_error)
     opened = open_source(str(shard))
-    if on_error == "skip":
-        _name_what_was_left_out(opened)
-    return opened
+    return _under_the_sources_indices(opened) if on_error == "skip" else opened
 
 
-def _name_what_was_left_out(shard: Source) -> None:
+def _under_the_sources_indices(shard: Source) -> Source:
     sidecar = getattr(shard, "sidecar", None)
-    for broken in sidecar.provenance.skipped if sidecar else ():
+    left_out = sidecar.provenance.skipped if sidecar else []
+    for broken in left_out:
         LOG.warning("skipped %s: %s", broken["location"], broken["reason"])
+    return Mended(shard, {broken["sample"]: broken["reason"] for broken in left_out}) if left_out else shard
 
 
 def make_loader(
@@ -229,6 +229,10 @@ def make_loader(
     check_name(name)
     check_executor(name, executor, fallback)
     workers = available_cpus() if workers is None else workers
+    if workers < 1 or not dtype.is_floating_point:
+        raise UserError(f"workers={workers}, dtype={dtype}: it takes one thread at least, and float views")
+    if name == "auto" and order.startswith("quasi"):
+        raise UserError("--loader auto with --order quasi: name a loader that reads a shard, such as --loader ffcv")
     if name == "auto":
         from penstock.loaders.auto import choose_loader
 

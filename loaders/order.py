@@ -56,7 +56,7 @@ class Quasi:
     window: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.block <= self.window:
+        if not 1 <= self.block <= self.window < 1 << 48:
             raise UserError(
                 f"quasi:{self.block}:{self.window}: a block holds at least one sample, and a window at least one block:"
                 " use quasi:64:16384"
@@ -177,6 +177,10 @@ class Order:
         self.global_batch = batch * world
         if batch < 1:
             raise UserError(f"--batch {batch}: a batch holds at least one sample")
+        if not 0 <= rank < world:
+            raise UserError(f"rank {rank} of {world}: ranks are counted from 0, and there is at least one")
+        if not 0 <= seed < 1 << 64:
+            raise UserError(f"--seed {seed}: a seed is at least 0, and less than 2^64")
         if length < self.global_batch and not keep_tail:
             ranks = f" on each of {world} ranks" if world > 1 else ""
             raise UserError(

@@ -21,7 +21,7 @@ class Report:
         samples, bytes: images in it, and its length.
         untouched: images whose original bytes were passed through.
         reencoded: why the others were not, and how many for each reason.
-        skipped: `location` and `reason` of each broken image left out.
+        skipped: `sample` (its number in the source), `location` and `reason` of each broken image left out.
         kept: images that an earlier, interrupted run had done.
         seconds: how long it took.
     """
@@ -31,7 +31,7 @@ class Report:
     bytes: int
     untouched: int
     reencoded: dict[str, int]
-    skipped: list[dict[str, str]]
+    skipped: list[dict[str, Any]]
     kept: int
     seconds: float
 
@@ -53,11 +53,11 @@ class Tally:
 
     untouched: int = 0
     reencoded: Counter[str] = field(default_factory=Counter)
-    skipped: list[dict[str, str]] = field(default_factory=list)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
 
     def count(self, outcome: Outcome) -> None:
         if isinstance(outcome, Skipped):
-            self.skipped.append({"location": outcome.location, "reason": outcome.reason})
+            self.skipped.append({"sample": outcome.number, "location": outcome.location, "reason": outcome.reason})
         elif outcome.change is None:
             self.untouched += 1
         else:

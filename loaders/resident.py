@@ -60,6 +60,10 @@ class ResidentLoader(PipelineLoader):
         super().__init__(resident, options)
         self.skipped = resident.skipped
 
+    def close(self) -> None:
+        super().close()
+        self.source.close()
+
 
 class ResidentSource(Source):
     """All images of another source, decoded and held in one buffer.
@@ -195,7 +199,7 @@ class ResidentSource(Source):
 
     def close(self) -> None:
         """Let go of the memory; it is freed when the last view of it is."""
-        del self.images
+        self.__dict__.pop("images", None)
 
 
 @dataclass(frozen=True, kw_only=True)

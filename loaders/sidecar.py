@@ -36,8 +36,8 @@ class Provenance:
     """Images whose original bytes were passed through."""
     reencoded: dict[str, int]
     """Why images were not passed through, and how many for each reason."""
-    skipped: list[dict[str, str]]
-    """Broken images left out: `location` and `reason`."""
+    skipped: list[dict[str, Any]]
+    """Broken images left out: `sample` (the number in the source), `location` and `reason`."""
     part: str | None = None
     """`3/8` for the third of eight parts of the source; the counts above, but for `source_samples`, are the part's."""
 

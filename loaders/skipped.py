@@ -30,7 +30,7 @@ class Skipped(Mapping[int, str]):
         if on_error not in ON_ERROR:
             raise UserError(f"--on-error {on_error!r} is not known: choose one of {', '.join(ON_ERROR)}")
         self.source, self.on_error = source, on_error
-        self._reasons: dict[int, str] = {}
+        self._reasons: dict[int, str] = dict(source.broken)
 
     def __getitem__(self, index: int) -> str:
         return self._reasons[index]

@@ -12,6 +12,7 @@ import torch
 
 from penstock.augment.recipe import Group
 from penstock.loaders.contract import Loader, Options, Views
+from penstock.loaders.memory import Recycler
 from penstock.loaders.sources.base import Source
 
 
@@ -21,6 +22,7 @@ class SyntheticLoader(Loader):
     def __init__(self, source: Source, options: Options) -> None:
         super().__init__(source, options)
         self.generator = torch.Generator().manual_seed(options.order.seed & (2**63 - 1))
+        self.memory = Recycler()
         self.noise = [self._noise(group) for group in self.recipe.groups]
 
     def _noise(self, group: Group) -> torch.Tensor:
@@ -39,4 +41,7 @@ class SyntheticLoader(Loader):
             )
 
     def _part(self, noise: torch.Tensor, samples: int) -> torch.Tensor:
-        return noise[: len(noise) // self.order.batch * samples].clone(memory_format=torch.preserve_format)
+        part = noise[: len(noise) // self.order.batch * samples]
+        if part.device.type == "cpu":
+            return self.memory.empty(tuple(part.shape), part.dtype).copy_(part)
+        return part.clone(memory_format=torch.preserve_format)

@@ -23,7 +23,7 @@ def source():
 
 
 def start(order):
-    return {"seed": 0, "order": order, "epoch": EPOCH, "consumed": 0}
+    return {"seed": 0, "order": order, "samples": IMAGES, "epoch": EPOCH, "consumed": 0}
 
 
 def part_of_epoch(source, world, batch, state, steps=None):

@@ -34,6 +34,7 @@ from penstock.loaders.pipeline import compile_views
 from penstock.loaders.torchvision_baseline import transform
 
 IMAGES, BATCH, SIZE = 22, 6, 16
+START = {"seed": 0, "order": "full", "samples": IMAGES, "epoch": 0, "consumed": 0}
 OURS = ["folder", "ffcv", "resident", "dali"]  # views are an executor's, on our rows
 RECIPES = ["moco-v2", "albumentations-7", "pool-14", "multi-crop"]
 WHOLE = CenterCrop(fraction=1.0)
@@ -266,13 +267,13 @@ def test_a_closed_loader_leaves_no_threads(name, make):
 
 def test_iterating_walks_epochs_and_remembers_what_was_handed_out(name, make):
     loader = make(name)
-    loader.load_state_dict({"order": "full", "epoch": 0, "consumed": 0})
+    loader.load_state_dict(START)
     first = [views.index for views in loader]
-    assert loader.state_dict() == {"seed": 0, "order": "full", "epoch": 1, "consumed": 0}
+    assert loader.state_dict() == START | {"epoch": 1}
     second = iter(loader)
     whole = [next(second).index, next(second).index]
     state = loader.state_dict()  # taken while more is prefetched
-    assert state == {"seed": 0, "order": "full", "epoch": 1, "consumed": 2 * BATCH}
+    assert state == START | {"epoch": 1, "consumed": 2 * BATCH}
     whole += [views.index for views in second]
     assert not torch.equal(torch.cat(first), torch.cat(whole))
     loader.load_state_dict(state)
@@ -349,6 +350,39 @@ def test_a_loader_with_its_own_augmentation_takes_no_executor(loader, given, mak
     need(loader)
     with pytest.raises(UserError, match=f"--{next(iter(given))}: the {loader} loader brings its own augmentation"):
         make(loader, **given)
+
+
+@pytest.mark.parametrize("changed", [{"seed": 1}, {"samples": IMAGES + 1}])
+def test_the_state_of_another_order_is_refused(changed, make):
+    loader = make("folder")
+    with pytest.raises(UserError, match=f"a loader with {next(iter(changed))}"):
+        loader.load_state_dict(START | changed)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"rank": 2, "world": 2}, {"world": 0}, {"workers": 0}, {"seed": -1}, {"dtype": torch.int8}], ids=str
+)
+def test_what_no_loader_can_do_is_refused(wrong, make):
+    with pytest.raises(UserError):
+        make("folder", fresh=True, **wrong)
+
+
+def test_broken_images_give_way_to_the_same_ones_in_all_our_loaders(ours, make, tmp_path):
+    write_images(tmp_path)
+    whole = by_sample(make("folder", open_source(str(tmp_path)), fresh=True, keep_tail=True).epoch(1))
+    for name in ("ant/000.jpg", "bee/001.jpg"):
+        (tmp_path / name).write_bytes(b"no image")
+    source = open_source(str(tmp_path))
+    places = {source.location(i).removeprefix(f"{tmp_path}/"): i for i in range(IMAGES)}
+    broken = [places["ant/000.jpg"], places["bee/001.jpg"]]
+    with make(ours, source, fresh=True, keep_tail=True, on_error="skip") as loader:
+        index, label, batches = collect(loader.epoch(1))
+        assert len(index) == len(loader.source) == IMAGES and set(loader.skipped) == set(broken)
+        order = Order(IMAGES, BATCH, keep_tail=True)
+        wanted = np.concatenate([order.indices(1, step) for step in range(order.steps())])
+        taken = [int(i + (i in broken)) for i in wanted]
+        assert index.tolist() == taken and label.tolist() == source.labels[taken].tolist()
+        assert_same_views(by_sample(batches), {i: whole[i] for i in taken})
 
 
 def test_an_unknown_executor_names_those_there_are(make):

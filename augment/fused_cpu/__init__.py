@@ -153,12 +153,15 @@ def _memory(out: torch.Tensor, recipe: Recipe) -> Target:
 _kept = threading.local()
 
 
-def _workspace(size: int, longest: int) -> Workspace:
-    """This thread's memory for views of `size` pixels out of images of up to `longest` a side."""
+def _workspace(size: int, longest: int, pixels: int) -> Workspace:
+    """This thread's memory for views of `size` pixels out of images of up to `longest` a side and `pixels` in all."""
     spaces = _kept.__dict__.setdefault("spaces", {})
-    if size not in spaces or spaces[size][0] < longest:
-        spaces[size] = longest, allocate(size, longest)
-    return spaces[size][1]
+    before, space = spaces.get(size, ((0, 0), None))
+    if space is None or before[0] < longest or before[1] < pixels:
+        most = max(before[0], longest), max(before[1], pixels)
+        space = allocate(size, *most)
+        spaces[size] = most, space
+    return space
 
 
 class _Writable:
@@ -177,6 +180,7 @@ def _writable(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _launch(pixels: Pixels, rows: Rows, size: int, target: Target) -> None:
     """Run the rows on one thread. Arrays are made contiguous and writable first: others would be compiled anew."""
     longest = max(int(pixels.height.max()), int(pixels.width.max()))
+    most = int((pixels.height * pixels.width).max())
     _run(
         _writable(pixels.data),
         np.ascontiguousarray(pixels.offset),
@@ -185,7 +189,7 @@ def _launch(pixels: Pixels, rows: Rows, size: int, target: Target) -> None:
         np.ascontiguousarray(rows.opcode),
         np.ascontiguousarray(rows.parameters),
         np.ascontiguousarray(rows.seed),
-        _workspace(size, longest),
+        _workspace(size, longest, most),
         target,
     )
 

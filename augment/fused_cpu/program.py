@@ -45,10 +45,10 @@ class Workspace(NamedTuple):
     spare: NDArray[np.uint8]
 
 
-def allocate(size: int, longest: int) -> Workspace:
+def allocate(size: int, longest: int, pixels: int) -> Workspace:
     """Memory for one thread, for views of `size` pixels out of images of up to `longest` a side."""
     planes, spare = (aligned(3 * size * size + RUN, np.uint8)[:-RUN].reshape(3, size, size) for _ in range(2))
-    crop, lines = allocate_scratch(size, longest), allocate_lines(size)
+    crop, lines = allocate_scratch(size, longest, pixels), allocate_lines(size)
     return Workspace(crop, lines, np.empty(3 * size, np.int64), planes, spare)
 
 

@@ -71,8 +71,8 @@ class Scratch(NamedTuple):
     copied: NDArray[np.uint8]
 
 
-def allocate_scratch(size: int, longest: int) -> Scratch:
-    """Memory for one thread."""
+def allocate_scratch(size: int, longest: int, pixels: int) -> Scratch:
+    """Memory for one thread, for images of up to `longest` a side and `pixels` in all."""
     most = 4 * (math.ceil(max(1, longest / size)) + 1)  # a cubic reaches two scales to each side
     taps = Taps(
         first=np.empty(size, np.int64),
@@ -85,7 +85,7 @@ def allocate_scratch(size: int, longest: int) -> Scratch:
         strip=aligned(STRIP * CHUNK, np.uint16),
         starts=np.arange(STRIP) * CHUNK,
         turned=aligned(whole(3 * longest, LINES) * whole(size, STRIP) + RUN, np.uint16),
-        copied=aligned(3 * longest * longest + CHUNK, np.uint8),
+        copied=aligned(3 * pixels + CHUNK, np.uint8),
     )
 
 

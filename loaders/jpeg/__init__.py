@@ -36,7 +36,8 @@ def decode_jpeg(
     """
     height, width, _ = out.shape
     top, left, bottom, right = box or (0, 0, height, width)
-    assert 0 <= top <= bottom <= height and 0 <= left <= right <= width and out.flags.c_contiguous
+    if not (0 <= top <= bottom <= height and 0 <= left <= right <= width and out.flags.c_contiguous):
+        raise ValueError(f"box {box} of {out.shape}: compiled code would write elsewhere")
     return decode(_bytes(data), out, top, left, bottom, right, _workspace(len(data), width))
 
 
@@ -49,6 +50,6 @@ def _workspace(compressed: int, width: int) -> Workspace:
     """This thread's memory, large enough."""
     size = _kept.__dict__.get("size", (-1, -1))
     if compressed > size[0] or width > size[1]:
-        _kept.size = max(compressed, size[0]), max(width, size[1])
-        _kept.workspace = new_workspace(*_kept.size)
+        size = max(compressed, size[0]), max(width, size[1])
+        _kept.workspace, _kept.size = new_workspace(*size), size  # in this order: there may be no memory for it
     return _kept.workspace

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ class Source(ABC):
         storage: how the images are kept: `files`, `arrays`, `jpeg`, `raw`, `mixed` or `webdataset`.
         classes: class names; empty for an unlabelled set.
         labels: int64 [N], positions in `classes`, `UNLABELLED` (-1) where there is none.
+        broken: the images that are known to be unreadable, by index, and why.
         stored_bytes: size of the one file in which all images lie in order; None where there is none.
     """
 
@@ -35,6 +37,7 @@ class Source(ABC):
     labels: NDArray[np.int64]
 
     stored_bytes: int | None = None
+    broken: Mapping[int, str] = MappingProxyType({})
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -100,3 +103,17 @@ class Subset(Source):
 
     def close(self) -> None:
         self.source.close()
+
+
+class Mended(Subset):
+    """A shard of a set's readable images, under the indices of the whole set; nothing is behind the `broken` ones."""
+
+    def __init__(self, shard: Source, broken: Mapping[int, str]) -> None:
+        length = len(shard) + len(broken)
+        readable = np.ones(length, np.bool_)
+        readable[list(broken)] = False
+        super().__init__(shard, np.minimum(np.cumsum(readable) - readable, len(shard) - 1))
+        self.broken, self.stored_bytes = broken, shard.stored_bytes
+
+    def will_need(self, first: int, last: int) -> None:
+        self.source.will_need(int(self.indices[first]), int(self.indices[last - 1]) + 1)
