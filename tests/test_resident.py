@@ -218,7 +218,7 @@ def test_or_skipped(tmp_path):
         assert np.array_equal(resident.decode(i), source.decode(i))
     with pytest.raises(BrokenImage, match=r"3\.jpg.*truncated"):
         resident.decode(3)
-    options = {"recipe": load_recipe("moco-v2", size=SIZE), "batch": 6, "workers": 2, "shuffle": False}
+    options = {"recipe": load_recipe("moco-v2", size=SIZE), "batch": 6, "workers": 2, "order": "stored"}
     with make_loader("resident", source, on_error="skip", **options) as loader:
         assert sorted(loader.skipped) == [0, 3]  # before the first batch
         (views,) = loader
