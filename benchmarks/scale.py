@@ -329,7 +329,7 @@ def show(report: dict[str, Any], console: Console) -> None:
     caption += " indices are known; full, quasi: µs/index"
     console.print(table(rows, INDEX, f"Index and order by the number of samples\n{machine}", caption))
     settings = report["settings"]
-    title = f"Batches: moco-v2, 2 views of {settings['size']} px, batches of {settings['batch']}"
+    title = f"Batches: moco-v2, 2 views of {settings['size']} px, batches of up to {settings['batch']}"
     rated = [row for row in rows if row.get("first_batch_s") is not None]
     console.print(table(rated, BATCHES_OF, title, "new images: read, and their checksums tested, for the first time"))
     largest = max((bytes_on_disk(CONTENDERS[row["contender"]].kind, row["samples"]) for row in rows), default=0)

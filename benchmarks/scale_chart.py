@@ -81,7 +81,7 @@ def _provenance(report: dict[str, Any]) -> str:
     settings = report["settings"]
     return (
         "Tables, indexes and names as real ones, pixels of a few pictures repeated; opened from the page cache. Rates: "
-        f"moco-v2, 2 × {settings['size']} px, batches of {settings['batch']}; ffcv and resident read RAW images of "
-        f"32 px, the others JPEG files. {machine_line(report['machine'])}; torch {report['versions']['torch']}, "
+        f"moco-v2, 2 × {settings['size']} px, batches of up to {settings['batch']}; ffcv and resident read RAW images "
+        f"of 32 px, the others JPEG files. {machine_line(report['machine'])}; torch {report['versions']['torch']}, "
         f"{report['date'][:10]}"
     )

@@ -21,15 +21,14 @@ permutation, G / N; two of one block more often, about G / window. `tests/test_o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from penstock.augment.jit import njit
 from penstock.augment.philox import below, philox
 from penstock.errors import UserError
+from penstock.loaders.ram import memory_limit
 
 ROUNDS = 4
 STREAM = np.uint64(0x6F72646572)  # "order": keeps these draws apart from the augmentation's
@@ -278,17 +277,3 @@ def quasi_for(samples: int, stored_bytes: int) -> Quasi:
 def fits_in_memory(stored_bytes: int) -> bool:
     """Whether the page cache keeps a file of that size from one epoch to the next, beside a training run."""
     return stored_bytes <= FITS * memory_limit()
-
-
-def memory_limit(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes of RAM that this process may use: the machine's, cut by the cgroup's limit (v2 or v1).
-
-    The total and not what is free just now, so that ranks that ask one after the other are told the same.
-    """
-    limits = [psutil.virtual_memory().total]
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            limits.append(int((root / name).read_text()))
-        except (OSError, ValueError):  # no such file, or `max`
-            continue
-    return min(limits)

@@ -19,10 +19,8 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 from rich.filesize import decimal
@@ -35,6 +33,7 @@ from penstock.loaders.fetched import Ready
 from penstock.loaders.in_order import in_order
 from penstock.loaders.pipeline import PipelineLoader
 from penstock.loaders.progress import bar
+from penstock.loaders.ram import memory_available
 from penstock.loaders.skipped import Skipped
 from penstock.loaders.sources.arrays import ImageArrays
 from penstock.loaders.sources.base import Source, Subset
@@ -275,35 +274,3 @@ def allowance(budget: int | None, device: torch.device | None = None) -> Allowan
     if budget > free:
         return Allowance(size=free // ranks, why=f"all that is free {where}", stretches=False)
     return Allowance(size=budget // ranks, why=f"the --memory-budget {where}", stretches=True)
-
-
-def memory_available(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> int:
-    """Bytes of RAM to be had without swapping: the machine's, and what the limits of our cgroups (v2, v1) leave.
-
-    The page cache counts as free, as it does in the kernel's own estimate.
-    """
-    left = [psutil.virtual_memory().available]
-    for line in groups.read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        top = root / controllers
-        folder = top / path.lstrip("/")
-        for group in (folder, *folder.parents):
-            left += _left_in(group)
-            if group == top:  # what a container shows of its own is here
-                break
-    return max(0, min(left))
-
-
-def _left_in(group: Path) -> list[int]:
-    """What a cgroup's limit leaves, or nothing where it has none."""
-    for limit, used, cache in (
-        ("memory.max", "memory.current", ("active_file", "inactive_file")),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file")),
-    ):
-        try:
-            counted = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            cached = sum(int(counted[name]) for name in cache)
-            return [int((group / limit).read_text()) - int((group / used).read_text()) + cached]
-        except (OSError, ValueError, KeyError):  # not this version, or no limit: `max`
-            continue
-    return []

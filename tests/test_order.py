@@ -15,11 +15,11 @@ from penstock.loaders.order import (
     choose_shuffle,
     fits_in_memory,
     lay_out,
-    memory_limit,
     permute,
     shuffle_windows,
     window_of,
 )
+from penstock.loaders.ram import memory_limit
 
 SHUFFLES = st.one_of(
     st.booleans(),
@@ -229,6 +229,7 @@ def test_wrong_orders_are_refused(name, said):
     ("files", "expected"),
     [
         ({"memory.max": "1048576\n"}, 1 << 20),
+        ({"job/memory.max": "1048576\n", "memory.max": "max"}, 1 << 20),
         ({"memory.max": "max\n"}, None),
         ({"memory/memory.limit_in_bytes": "2097152\n"}, 2 << 20),
         ({"memory/memory.limit_in_bytes": "9223372036854771712\n"}, None),
@@ -239,4 +240,6 @@ def test_the_container_s_memory_is_read(tmp_path, files, expected):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert memory_limit(tmp_path) == (expected or memory_limit(tmp_path / "none")) > 0
+    groups = tmp_path / "groups"
+    groups.write_text("4:memory:/job\n0::/job/step\n")
+    assert memory_limit(tmp_path, groups) == (expected or memory_limit(tmp_path / "none", groups)) > 0

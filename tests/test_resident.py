@@ -19,7 +19,8 @@ from penstock.errors import BrokenImage, UserError
 from penstock.loaders import Subset, make_loader, open_source
 from penstock.loaders import resident as resident_module
 from penstock.loaders.convert import convert
-from penstock.loaders.resident import ResidentSource, allowance, memory_available
+from penstock.loaders.ram import memory_available
+from penstock.loaders.resident import ResidentSource, allowance
 from penstock.loaders.sources import ImageArrays
 
 COUNT, SIZE = 20, 16

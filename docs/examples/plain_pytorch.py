@@ -3,7 +3,7 @@
     python docs/examples/plain_pytorch.py
     python docs/examples/plain_pytorch.py --data path/to/images --size 224 --epochs 100 --checkpoint simclr.pt
 
-With --checkpoint it can be stopped after any step: the same command goes on with the very next sample.
+With --checkpoint it saves after each epoch and after --steps: the same command goes on with the very next sample.
 """
 
 from __future__ import annotations
