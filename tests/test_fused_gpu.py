@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 from dataclasses import replace
@@ -308,3 +309,20 @@ def test_kernels_compile_without_spills(arch, names):
         assert use["spills"] == 0, name
         assert 0 < use["registers"] <= 255
         assert use["shared"] <= 48 * 1024
+
+
+ALONE = """
+import torch
+from penstock.augment import draw, fused_gpu, load_recipe, Pixels
+import numpy as np
+
+pixels, recipe = Pixels.from_images([np.zeros((20, 20, 3), np.uint8)]), load_recipe("moco-v2", size=16)
+rows = draw(recipe, seed=0, epoch=0, index=np.arange(1), height=pixels.height, width=pixels.width)
+fused_gpu.run(pixels, rows, recipe, torch.empty(2, 1, 16, 16, 3).permute(0, 1, 4, 2, 3))
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are interpreted only where there is no CUDA")
+def test_kernels_are_interpreted_in_a_process_that_has_not_imported_triton():
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -82,6 +82,7 @@ def _kernels() -> ModuleType:
         UserError: Triton is not installed.
     """
     try:
+        import_module("triton")  # its own functions must not be interpreted, so before the environment says so
         with nullcontext() if torch.cuda.is_available() else _interpreting():
             return import_module("penstock.augment.fused_gpu.kernels")
     except ModuleNotFoundError as error:
