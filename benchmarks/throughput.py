@@ -64,7 +64,7 @@ class Config:
     start: bool = False
     """Time our rows' and the baseline's first start, too: nothing compiled, images not in the page cache."""
     quick: bool = False
-    """A look, in a minute: one round of a fifth of a second, no peers."""
+    """A look: where nothing else is said, one round of a fifth of a second, and no peers."""
     recipe: str = "moco-v2"
     """Augmentations: a recipe's name, or a file NAME.yaml."""
     size: int | None = None
@@ -91,6 +91,9 @@ class Config:
     @property
     def threads(self) -> int:
         return self.workers or available_cpus()
+
+
+QUICK = Config(quick=True, seconds=0.2, repeats=1, peers=("none",))
 
 
 def check(config: Config) -> None:
@@ -170,9 +173,8 @@ def settings_of(config: Config, tables: list[Table]) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     """Run the comparison. Returns 1 where a row failed; one whose package is not installed is no failure."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    config = tyro.cli(Config, description=__doc__, args=arguments)
-    if config.quick:
-        config = replace(config, seconds=0.2, repeats=1, peers=("none",))
+    default = QUICK if "--quick" in arguments else Config()
+    config = tyro.cli(Config, description=__doc__, args=arguments, default=default)
     check(config)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     tables = plan(config)

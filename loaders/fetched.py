@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,8 +83,8 @@ class Ready:
 def copied(images: Sequence[NDArray[np.uint8]]) -> Fetched:
     """Images that somebody else decoded, uint8 [H, W, 3] each: to be copied."""
     shapes = np.array([image.shape for image in images], np.int64).reshape(-1, 3)
+    return Fetched(height=shapes[:, 0], width=shapes[:, 1], decode=[partial(_copy, image) for image in images])
 
-    def copy(image: NDArray[np.uint8]) -> DecodeInto:
-        return lambda out, box: np.copyto(out, image)
 
-    return Fetched(height=shapes[:, 0], width=shapes[:, 1], decode=[copy(image) for image in images])
+def _copy(image: NDArray[np.uint8], out: NDArray[np.uint8], box: Box | None) -> None:
+    np.copyto(out, image)

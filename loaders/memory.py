@@ -1,8 +1,8 @@
 """Memory that is used again.
 
-A page that the system hands out for the first time is zeroed and faulted in, and a batch of views has thousands: taken
-anew, memory costs as much as half of the work that fills it (`benchmarks/throughput.py` shows the rate with both). So
-a worker keeps the room in which it decodes, and a batch's memory goes to a later batch once nobody holds it any more.
+A page that the system hands out for the first time is zeroed and faulted in, and a batch of views has thousands: that
+is no small part of the time that it takes to fill them. So a worker keeps the room in which it decodes, and a batch's
+memory goes to a later batch once nobody holds it any more.
 """
 
 from __future__ import annotations

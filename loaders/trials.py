@@ -33,7 +33,7 @@ ROUNDS = 3  # in each of which every loader has its turn: what disturbs the mach
 SLOWEST = 3.0  # times the seconds that were meant: large batches or a slow executor are then left at fewer rounds
 IMAGES = 256  # that are tried, or as many as a batch holds
 SIZED = 32  # of the set's images tell how large they are
-PIXELS = 5_000_000  # of a tried batch for each worker, images and views together: some 30 ms of work
+PIXELS = 5_000_000  # of a tried batch for each worker, images and views together: a short piece of work
 STARTING = 2  # batches before the clock starts: by then all threads are at work
 
 

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import gc
 import os
-import subprocess
-import sys
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from penstock.augment import Recipe, draw, evaluation, jit, load_recipe
+from penstock.augment import Recipe, draw, evaluation, load_recipe
 from penstock.augment.executors import choose_executor
 from penstock.augment.operations import (
-    OPERATIONS,
-    Albumentations,
     ByEpoch,
     CenterCrop,
-    GaussianBlur,
     HorizontalFlip,
     RandomChoice,
 )
@@ -30,8 +24,6 @@ from penstock.augment.recipe import View
 from penstock.errors import BrokenImage, UserError
 from penstock.loaders import LOADERS, Subset, make_loader, missing, open_source
 from penstock.loaders.order import Order
-from penstock.loaders.pipeline import compile_views
-from penstock.loaders.torchvision_baseline import transform
 
 IMAGES, BATCH, SIZE = 22, 6, 16
 START = {"seed": 0, "order": "full", "samples": IMAGES, "epoch": 0, "consumed": 0}
@@ -39,8 +31,6 @@ OURS = ["folder", "ffcv", "resident", "dali"]  # views are an executor's, on our
 RECIPES = ["moco-v2", "albumentations-7", "pool-14", "multi-crop"]
 WHOLE = CenterCrop(fraction=1.0)
 FLIPPED = HorizontalFlip(p=1.0)
-EACH = [kind() for kind in OPERATIONS.values() if kind not in (Albumentations, RandomChoice, ByEpoch)]
-EACH += [GaussianBlur(sigma=None, kernel=(3, 7)), Albumentations(transform="RandomFog")]
 # A view that is flipped from epoch 1 on, one that always is, and two small ones.
 CHANGING = Recipe(
     name="changing", about="",
@@ -197,16 +187,6 @@ def test_a_batch_splits_into_its_views(make):
     parts = views.split()
     assert [part.shape for part in parts] == 2 * [(BATCH, 3, SIZE, SIZE)] + 2 * [(BATCH, 3, SIZE // 2, SIZE // 2)]
     assert torch.equal(torch.cat(parts[:2]), large) and torch.equal(torch.cat(parts[2:]), small)
-
-
-@pytest.mark.parametrize("operation", EACH, ids=lambda operation: type(operation).__name__)
-def test_the_baseline_has_a_transform_for_every_operation(operation):
-    pixels = np.random.default_rng(0).integers(0, 256, (48, 40, 3), np.uint8)
-    certain = replace(operation, p=1.0) if hasattr(operation, "p") else operation
-    image = Image.fromarray(pixels).resize((32, 32)) if hasattr(operation, "p") else Image.fromarray(pixels)
-    made = [transform(certain, 32)(image) for _ in range(8)]
-    assert all(view.size == (32, 32) and view.mode == "RGB" for view in made)
-    assert any(view.tobytes() != image.tobytes() for view in made)
 
 
 def test_a_random_choice_takes_one_of_its_operations(make):
@@ -405,46 +385,6 @@ def test_evaluation_views_are_the_same_in_our_loaders(make):
     batches = list(make("folder", **options).epoch(0))
     assert_same(batches, list(make("ffcv", **options).epoch(0)))
     assert torch.cat([views.index for views in batches]).tolist() == list(range(IMAGES))
-
-
-# In a process of its own, where no other test has had anything compiled.
-COMPILED = """
-import numpy as np
-from penstock.augment import draw, fused_cpu, load_recipe
-from penstock.augment.draw import _draw_view
-from penstock.loaders import make_loader
-from penstock.loaders.sources import ImageArrays
-
-source = ImageArrays(np.zeros((16, 20, 20, 3), np.uint8), np.zeros(16, np.int64), ("a",), "zeros")
-recipe = load_recipe("albumentations-7", size=16)
-options = {"recipe": recipe, "batch": 16, "workers": 1, "executor": "fused_cpu", "fallback": ["clahe"]}
-with make_loader("folder", source, **options) as loader:
-    assert (loader.executor.rows, loader.executor.routed) == (0, 0)
-    before = [list(function.signatures) for function in (_draw_view, fused_cpu._run, fused_cpu._write)]
-    for epoch in range(4):  # chunks of 4 samples, in which none, one or several views go around
-        list(loader.epoch(epoch))
-    after = [list(function.signatures) for function in (_draw_view, fused_cpu._run, fused_cpu._write)]
-assert loader.executor.routed > 0 and all(before) and before == after, (before, after)
-"""
-
-
-def test_nothing_is_left_to_compile_for_the_first_batch():
-    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_long_compilation_is_announced(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(jit, "cache_folder", lambda: str(tmp_path))
-    compile_views.__wrapped__(speaks=False)
-    assert capsys.readouterr().err == ""
-    compile_views.__wrapped__(speaks=True)
-    assert capsys.readouterr().err.startswith("compiling the augmentation")
-
-
-def test_what_was_compiled_before_is_not_announced(capsys):
-    compile_views.__wrapped__(speaks=False)  # for sure now
-    compile_views.__wrapped__(speaks=True)
-    assert capsys.readouterr().err == ""
 
 
 def test_a_subset_keeps_its_own_indices(ours, make, data):
