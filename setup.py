@@ -37,6 +37,7 @@ setup(
         "pillow>=11",
         "simplejpeg>=1.8",
         "psutil>=6",
+        "scikit-learn>=1.5",
         "rich>=13",
         "pyyaml>=6",
         "tyro>=0.9",

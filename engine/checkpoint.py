@@ -21,8 +21,8 @@ from penstock.engine.config import TrainConfig, flag
 from penstock.errors import UserError
 
 # What a checkpoint's tensors, or its place in the order of samples, depend on.
-FIXED = ("method", "arch", "width", "stem", "head", "dim", "queue", "optimizer", "data", "split", "subset", "order",
-         "seed")  # fmt: skip
+FIXED = ("method", "arch", "width", "stem", "head", "head_layers", "hidden", "dim", "predictor", "prototypes", "queue",
+         "optimizer", "data", "split", "subset", "order", "seed")  # fmt: skip
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """What a training run can be told, and what it does where it is told nothing.
 
-A field that is None takes the method's or the data's own value: `METHODS` and `DATA` below hold them.
+A field that is None takes the method's or the data's own value: `defaults.py` holds them.
 """
 
 from __future__ import annotations
@@ -9,13 +9,6 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from penstock.augment import load_recipe
-from penstock.augment.executors import EXECUTORS, fallback_opcodes, split_names
-from penstock.engine.backbones import choose_stem, takes_width
-from penstock.errors import UserError
-from penstock.loaders.skipped import ON_ERROR
-from penstock.sizes import parse_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +47,8 @@ class TrainConfig:
     method's."""
     size: int | None = None
     """Side of the (large) views in pixels; default: 32 for CIFAR, 64 for STL-10 and shapes, else the recipe's own."""
+    first_size: int | None = None
+    """Begin with views of this side and let them grow to --size over the run: early epochs then cost less."""
     executor: str = "auto"
     """The code that makes the views, for the loaders of ours (folder, ffcv, resident, dali, auto): reference,
     fused_cpu, fused_gpu, albumentations, dali, or auto: fused_gpu on a GPU, else fused_cpu."""
@@ -62,22 +57,51 @@ class TrainConfig:
 
     # Method
     method: str = "moco-v2"
-    """moco-v1 (linear head, T .07, stepped schedule) or moco-v2 (MLP head, T .2, blur, cosine schedule)."""
+    """moco-v1 (linear head, T .07, stepped schedule), moco-v2 (MLP head, T .2, blur, cosine schedule), moco-v2+ (v2 in
+    both directions, two queues), simclr, barlow-twins, simsiam, byol or swav."""
     symmetric: bool = False
-    """Let each view be query and key in turn and sum both losses; a step costs twice as much."""
+    """MoCo v1, v2: let each view be query and key in turn and sum both losses; a step costs twice as much."""
     queue: int | None = None
-    """Keys to tell a query's own from, a multiple of the keys of one step; default: for an eighth of the images."""
+    """MoCo: keys to tell a query's own from, a multiple of the keys of one step; default: for an eighth of the images.
+    SwAV: embeddings kept to balance small batches; default: none."""
     momentum: float | None = None
-    """How much of itself the key encoder keeps at each step."""
+    """MoCo, BYOL: how much of itself the momentum encoder keeps at each step."""
+    momentum_schedule: str | None = None
+    """MoCo, BYOL: constant, or cosine: the momentum rises to 1 over the run."""
     temperature: float | None = None
-    """What similarities are divided by in the loss."""
+    """MoCo, SimCLR, SwAV: what similarities are divided by in the loss."""
+    debias: float | None = None
+    """MoCo, SimCLR: the debiased contrastive loss, for this share of negatives that are of the query's class (.1 for
+    ten classes)."""
+    mochi: tuple[int, int, int] | None = None
+    """MoCo, SimCLR: mix hard negatives: how many of the hardest to mix, mixtures of two of them, mixtures with the
+    query (MoCHi: 1024 1024 128)."""
+    redundancy: float | None = None
+    """Barlow Twins: the weight of correlations between dimensions."""
+    prototypes: int | None = None
+    """SwAV: clusters."""
+    epsilon: float | None = None
+    """SwAV: how soft the assignment to clusters is."""
+    queue_start: float | None = None
+    """SwAV: epochs before the queue is used."""
+    frozen: float | None = None
+    """SwAV: epochs in which the prototypes stay as they are."""
     head: str | None = None
-    """Projection head: linear or mlp."""
-    dim: int = 128
+    """Projection head: linear, mlp, mlp-bn (BatchNorm in front of each ReLU), or mlp-bn-all (and after the last
+    layer)."""
+    head_layers: int | None = None
+    """Linear layers in the head."""
+    hidden: int | None = None
+    """Width of the head's hidden layers; 0: as wide as the features."""
+    dim: int | None = None
     """Dimensions of the projection."""
+    predictor: int | None = None
+    """SimSiam, BYOL: width of the predictor's hidden layer."""
     bn_splits: int | None = None
-    """Parts of a rank's batch that BatchNorm treats apart; default: up to 8, of at least 32 images, on one rank; 1 on
-    several."""
+    """Parts of a rank's batch that BatchNorm treats apart; default: for MoCo up to 8, of at least 32 images, on one
+    rank; else 1."""
+    sync_bn: bool | None = None
+    """Whether several ranks share BatchNorm's statistics; default: yes, but for MoCo, which wants them apart."""
 
     # Network
     arch: str = "resnet18"
@@ -95,18 +119,21 @@ class TrainConfig:
     """Passes over the data."""
     batch: int | None = None
     """Images (pairs of views) in a step, over all ranks."""
+    accumulate: int = 1
+    """Compute each step's batch in so many parts, one after the other, in as much less memory. Negatives of SimCLR,
+    and the statistics of Barlow Twins and SwAV, are then those of a part."""
     optimizer: str | None = None
-    """sgd (default), adam or adamw."""
+    """sgd, lars (for batches of thousands), adam or adamw; default: the method's."""
     lr: float | None = None
-    """Peak learning rate, taken as it is; default: 0.03, times batch / 256 for larger ones (SGD); 0.001 (Adam)."""
+    """Peak learning rate, taken as it is; default: the method's, times batch / 256 for larger ones; 0.001 (Adam)."""
     sgd_momentum: float = 0.9
-    """Momentum of SGD."""
+    """Momentum of SGD and LARS."""
     weight_decay: float | None = None
-    """Weight decay, on all parameters."""
+    """Weight decay, on all parameters; LARS leaves biases and normalisation out."""
     schedule: str | None = None
     """cosine or step; default: the method's."""
-    warmup_epochs: float = 0.0
-    """Epochs over which the learning rate rises from 0."""
+    warmup_epochs: float | None = None
+    """Epochs over which the learning rate rises from 0; default: 10 with LARS, else 0."""
     final_lr: float = 0.0
     """Where the cosine ends."""
     drops: tuple[float, ...] = (0.6, 0.8)
@@ -117,6 +144,9 @@ class TrainConfig:
     """auto, cpu, cuda or cuda:N."""
     amp: str = "auto"
     """Autocast: auto, off, bf16 or fp16; auto takes bf16 where the hardware is faster at it, fp16 on older GPUs."""
+    compile: str = "off"
+    """torch.compile for the networks: off, default, reduce-overhead (CUDA graphs) or max-autotune; the first step then
+    takes a minute or more."""
     seed: int = 0
     """Decides weights, order, augmentation and shuffles."""
 
@@ -144,81 +174,33 @@ class TrainConfig:
     """What is compared: the backbone's output, or the projection."""
 
 
-METHODS: dict[str, dict[str, Any]] = {
-    "moco-v1": {"recipe": "moco-v1", "head": "linear", "temperature": 0.07, "schedule": "step"},
-    "moco-v2": {"recipe": "moco-v2", "head": "mlp", "temperature": 0.2, "schedule": "cosine"},
-}
-
-# By the name of a set; the last one serves every other set. Any setting that is None above may stand here, and
-# goes before the method's. A size of None: the recipe's. A queue of None: see _default_queue.
-DATA: dict[str, dict[str, Any]] = {
-    "shapes": {  # a demonstration in a few minutes on two CPU cores
-        "size": 64, "width": 16, "stem": "imagenet", "epochs": 40, "batch": 64, "queue": 1024, "momentum": 0.99,
-        "temperature": 0.1, "bn_splits": 1, "optimizer": "adamw", "lr": 1.5e-3, "weight_decay": 1e-4,
-        "recipe": "moco-small", "knn_every": 5,
-    },
-    "cifar10": {  # the MoCo authors' CIFAR-10 demo, with the method's head
-        "size": 32, "width": 64, "epochs": 200, "batch": 512, "queue": None, "momentum": 0.99, "temperature": 0.1,
-        "weight_decay": 5e-4, "recipe": "moco-cifar",
-    },
-    "stl10": {
-        "size": 64, "width": 64, "epochs": 200, "batch": 256, "queue": None, "momentum": 0.99, "weight_decay": 5e-4,
-    },
-    "": {  # Chen et al. 2020, on ImageNet
-        "size": None, "width": 64, "epochs": 200, "batch": 256, "queue": None, "momentum": 0.999, "weight_decay": 1e-4,
-    },
-}  # fmt: skip
-DATA["cifar100"] = DATA["cifar10"]
-
-CHOICES = {
-    "split": ("train", "unlabeled"),
-    "executor": EXECUTORS,
-    "on_error": ON_ERROR,
-    "method": tuple(METHODS),
-    "head": ("linear", "mlp"),
-    "stem": ("auto", "imagenet", "half", "cifar"),
-    "optimizer": ("sgd", "adam", "adamw"),
-    "schedule": ("cosine", "step"),
-    "amp": ("auto", "off", "bf16", "fp16"),
-    "knn_features": ("backbone", "projection"),
-}
-POSITIVE = ("subset", "size", "queue", "temperature", "dim", "bn_splits", "width", "epochs", "batch", "lr",
-            "log_every", "save_every", "checkpoint_steps", "knn_k", "knn_temperature")  # fmt: skip
-
-
-def check_choices(config: TrainConfig) -> None:
-    """What can be seen to be wrong before any data are opened.
-
-    Raises:
-        UserError: a name that is not among the choices, or a number that must be positive and is not.
-    """
-    fallback_opcodes(split_names(config.fallback))
-    parse_bytes(config.memory_budget)
-    for field, choices in CHOICES.items():
-        value = getattr(config, field)
-        if value is not None and value not in choices:
-            raise UserError(f"{flag(field)} {value!r} is not known: choose one of {', '.join(choices)}")
-    for field in POSITIVE:
-        value = getattr(config, field)
-        if value is not None and not value > 0:
-            raise UserError(f"{flag(field)} {value}: this must be more than 0")
-    if config.seed < 0:
-        raise UserError(f"--seed {config.seed}: a seed is 0 or more")
-    if config.workers is not None and config.workers < 1:
-        raise UserError(f"--workers {config.workers}: at least one thread must load the data")
-
-
 @dataclass(frozen=True, kw_only=True)
 class CompleteConfig(TrainConfig):
-    """A TrainConfig in which nothing is left to the method or the data."""
+    """A TrainConfig in which nothing is left to the method or the data, as `defaults.complete` makes it.
+
+    What only some methods have (from `queue` to `frozen`, and `predictor`) stays None for the others, who do not read
+    it; `hidden` is 0 where the head is as wide as the features.
+    """
 
     recipe: str
     size: int
     queue: int
     momentum: float
+    momentum_schedule: str
     temperature: float
+    debias: float
+    redundancy: float
+    prototypes: int
+    epsilon: float
+    queue_start: float
+    frozen: float
     head: str
+    head_layers: int
+    hidden: int
+    dim: int
+    predictor: int
     bn_splits: int
+    sync_bn: bool
     width: int
     stem: str
     epochs: int
@@ -227,73 +209,8 @@ class CompleteConfig(TrainConfig):
     lr: float
     weight_decay: float
     schedule: str
+    warmup_epochs: float
     knn_every: int
-
-
-def complete(config: TrainConfig, *, source: str, length: int, world: int) -> CompleteConfig:
-    """Fill in what was left to the method and the data, and check that the numbers go together.
-
-    Args:
-        source: the name of the data's source, such as `cifar10-train`.
-        length: images in it.
-        world: ranks that train together.
-
-    Raises:
-        UserError: a batch larger than the data, or sizes that do not divide each other.
-    """
-    of_data = DATA.get(source.rpartition("-")[0], DATA[""])
-    values: dict[str, Any] = {"stem": "auto"} | METHODS[config.method] | of_data
-    values |= {name: value for name, value in vars(config).items() if value is not None}
-    if values["size"] is None:
-        values["size"] = load_recipe(values["recipe"]).size
-    if takes_width(values["arch"]):  # settled now, so that a checkpoint's network does not hang on the size
-        values["stem"] = choose_stem(values["stem"], values["size"])
-    elif config.width is None and config.stem is None:
-        values |= {"width": 64, "stem": "auto"}
-    batch = values["batch"]
-    keys = 2 * batch if config.symmetric else batch
-    for name, value in {"stem": "auto", "optimizer": "sgd", "knn_every": 1}.items():
-        values.setdefault(name, value)
-    values.setdefault("lr", 0.03 * max(1, batch / 256) if values["optimizer"] == "sgd" else 0.001)
-    values.setdefault("bn_splits", _default_splits(batch) if world == 1 else 1)
-    if values["queue"] is None:
-        values["queue"] = _default_queue(length, keys)
-    completed = CompleteConfig(**values)
-    _check_sizes(completed, length, world, keys)
-    return completed
-
-
-def _default_splits(batch: int) -> int:
-    """Up to 8 parts of at least 32 images: the paper's 256 images on 8 GPUs."""
-    return next(splits for splits in (8, 4, 2, 1) if batch % splits == 0 and (batch >= 32 * splits or splits == 1))
-
-
-def _default_queue(length: int, keys: int) -> int:
-    """An eighth of the data, to a power of two: 65,536 on ImageNet, 4,096 on CIFAR-10, as their authors have it.
-
-    A longer one holds the query's own image and keys of an encoder long gone.
-    """
-    longest = min(65536, 1 << max(0, (length // 8).bit_length() - 1))
-    return max(keys, longest // keys * keys)
-
-
-def _check_sizes(config: CompleteConfig, length: int, world: int, keys: int) -> None:
-    batch, queue, splits = config.batch, config.queue, config.bn_splits
-    if batch > length:
-        raise UserError(f"--batch {batch} is larger than the data ({length} images): use --batch {length} or less")
-    if batch % world:
-        raise UserError(f"--batch {batch} does not divide among {world} ranks: use a multiple of {world}")
-    if queue % keys:
-        raise UserError(
-            f"--queue {queue} is not a multiple of the {keys} keys that a step brings"
-            f"{' (both views of each image)' if config.symmetric else ''}:"
-            f" use --queue {max(keys, queue // keys * keys)}, or another --batch"
-        )
-    if (batch // world) % splits:
-        raise UserError(
-            f"--bn-splits {splits} does not divide the batch ({batch // world} images"
-            f"{' on each rank' if world > 1 else ''}): use --bn-splits 1, or another --batch"
-        )
 
 
 def flag(field: str) -> str:

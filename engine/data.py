@@ -12,7 +12,7 @@ from penstock.augment import Recipe, evaluation
 from penstock.augment.executors import split_names
 from penstock.engine.config import CompleteConfig
 from penstock.engine.distributed import Team
-from penstock.engine.knn import OnlineKNN
+from penstock.engine.evaluate.knn import OnlineKNN
 from penstock.errors import UserError
 from penstock.loaders import Loader, Source, Subset, make_loader, open_source
 from penstock.loaders.sources import UNLABELLED, validation_source
@@ -28,7 +28,7 @@ def build_loader(config: CompleteConfig, source: Source, recipe: Recipe, team: T
         config.loader,
         source,
         recipe=recipe.over(config.epochs),
-        batch=config.batch // team.world,
+        batch=config.batch // team.world // config.accumulate,
         seed=config.seed,
         rank=team.rank,
         world=team.world,

@@ -3,6 +3,10 @@
     torchrun --nproc-per-node 2 engine/train.py
 
 nccl between GPUs, gloo between CPUs. On one rank every function here is the identity, so callers ask no questions.
+
+Gradients: DistributedDataParallel averages them over the ranks. So a loss that each rank computes for the whole batch,
+from what `gather_with_gradient` and `sum` brought together, moves the weights exactly as it would on one rank; and so
+does the mean over a rank's own images, whatever they are compared with.
 """
 
 from __future__ import annotations
@@ -10,7 +14,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TypeVar
+from inspect import signature
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import distributed
@@ -20,6 +25,8 @@ from penstock.errors import UserError
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=1)  # rank 0 may evaluate for long while the others wait for it
+_RENAMED = "forward_sync_buffers" in signature(DistributedDataParallel).parameters  # in torch 2.15 or before
+_LEAVE_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,19 +48,33 @@ class Team:
         if self.world == 1:
             return method
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(
-            method, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        return DistributedDataParallel(method, device_ids=devices, gradient_as_bucket_view=True, **_LEAVE_BUFFERS)
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """Every rank's rows [n, …] one after the other, [world·n, …]; no gradient flows through it."""
         if self.world == 1:
-            return rows
+            return rows.detach()
         channels_last = rows.ndim == 4 and rows.is_contiguous(memory_format=torch.channels_last)
         dense = rows.permute(0, 2, 3, 1) if channels_last else rows.contiguous()
         out = dense.new_empty((self.world * len(dense), *dense.shape[1:]))
         distributed.all_gather_into_tensor(out, dense.detach())
         return out.permute(0, 3, 1, 2) if channels_last else out
+
+    def gather_with_gradient(self, rows: torch.Tensor) -> torch.Tensor:
+        """As `gather`; what all ranks' losses ask of a rank's rows is added up and flows back to them."""
+        return rows if self.world == 1 else cast(torch.Tensor, _Gather.apply(rows, self))
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over the ranks, element by element; no gradient flows through it."""
+        if self.world == 1:
+            return values.detach()
+        out = values.detach().clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(out)
+        return out
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """As `total`; what all ranks' losses ask of the sum is added up and flows back to each."""
+        return values if self.world == 1 else cast(torch.Tensor, _Sum.apply(values, self))
 
     def own(self, rows: torch.Tensor) -> torch.Tensor:
         """This rank's part of rows that all ranks hold, as `gather` orders them."""
@@ -91,6 +112,34 @@ class Team:
     def leave(self) -> None:
         if self.world > 1:
             distributed.destroy_process_group()
+
+
+class _Gather(torch.autograd.Function):
+    """Rows [n, …] of each rank -> [world·n, …] on all."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, team: Team) -> torch.Tensor:
+        ctx.team = team
+        return team.gather(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        team: Team = ctx.team
+        return team.own(team.sum(gradient)), None
+
+
+class _Sum(torch.autograd.Function):
+    """Each rank's values -> their sum on all."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, team: Team) -> torch.Tensor:
+        ctx.team = team
+        return team.total(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        team: Team = ctx.team
+        return team.sum(gradient), None
 
 
 def join(device: str) -> Team:

@@ -6,11 +6,14 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from penstock.augment import Recipe
 from penstock.augment.recipes import dump_recipe
@@ -18,11 +21,11 @@ from penstock.engine.checkpoint import Position, save_checkpoint
 from penstock.engine.config import CompleteConfig, to_dict
 from penstock.engine.csv_log import Row
 from penstock.engine.distributed import Team
-from penstock.engine.knn import OnlineKNN
+from penstock.engine.evaluate.knn import OnlineKNN
 from penstock.engine.logs import RunLog
 from penstock.engine.meters import Meter, WaitClock
 from penstock.engine.method import Method
-from penstock.engine.optimizer import build_optimizer
+from penstock.engine.optimizer import build_optimizer, set_learning_rate
 from penstock.engine.precision import Precision
 from penstock.engine.schedule import learning_rate
 from penstock.engine.seeds import derive_seed
@@ -96,7 +99,7 @@ class Trainer:
         self.knn: OnlineKNN | None = None
         self.log: RunLog | None = None
         self.model = team.wrap(method)
-        self.optimizer = build_optimizer(config, method.encoder, team.device)
+        self.optimizer = build_optimizer(config, method)
         self.scaler = precision.scaler()
         self.position, self.epoch_sums = Position(), EpochSums()
         self.meter, self.clock = Meter(("loss", *method.metrics), team.device), WaitClock(team.device)
@@ -120,10 +123,10 @@ class Trainer:
     def _train_epoch(self) -> None:
         self.clock.start()
         batches = self.loader.epoch(self.position.epoch, self.position.consumed)
-        while (views := self._next(batches)) is not None:
+        while len(parts := self._next(batches)) == self.config.accumulate:
             if self.log is not None and self.position.step == 0:
-                self.log.first_batch(views)
-            self._step(views)
+                self.log.first_batch(parts[0])
+            self._step(parts)
             if self._due(self.config.log_every):
                 self._log_steps()
             if self._stop_now():
@@ -133,35 +136,48 @@ class Trainer:
                 self.save()
         self._log_steps()
 
-    def _next(self, batches: Iterator[Views]) -> Views | None:
+    def _next(self, batches: Iterator[Views]) -> list[Views]:
+        """What the next step computes on, part by part; fewer parts than asked for at an epoch's end."""
         self.clock.ask()
-        views = next(batches, None)
+        parts = list(islice(batches, self.config.accumulate))
         self.clock.got()
-        return views
+        return parts
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.position.step % every == 0
 
-    def _step(self, views: Views) -> None:
+    def _step(self, parts: list[Views]) -> None:
         """One step of the optimizer. Nothing in it waits for the device, and all of it follows from what is saved."""
         torch.manual_seed(derive_seed(self.config.seed, "step", self.position.step, self.team.rank))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
-        with self.precision.autocast():
-            loss, metrics = self.model(views.groups, views.index)
-        self.scaler.scale(loss).backward()
+        self.method.progress = self.epochs_done() / self.config.epochs
+        set_learning_rate(self.optimizer, learning_rate(self.config, self.epochs_done()))
+        for number, views in enumerate(parts, start=1):
+            self._backward(views, parts=len(parts), last=number == len(parts))
+        self.method.before_step()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.method.after_step()
-        self.meter.add(loss, metrics)
         self.position.step += 1
-        self.position.consumed += self.loader.order.global_batch
+        self.position.consumed += self.step_images
 
-    def learning_rate(self) -> float:
-        """For the step to come."""
-        done = self.position.consumed / (len(self.loader) * self.loader.order.global_batch)
-        return learning_rate(self.config, self.position.epoch + done)
+    def _backward(self, views: Views, *, parts: int, last: bool) -> None:
+        """Add the gradients of one of a batch's parts. With the last one's, they are averaged over the ranks."""
+        with self.model.no_sync() if isinstance(self.model, DistributedDataParallel) and not last else nullcontext():
+            with self.precision.autocast():
+                loss, metrics = self.model(views.groups, views.index)
+            self.scaler.scale(loss / parts).backward()
+        self.meter.add(loss, metrics)
+
+    @property
+    def step_images(self) -> int:
+        """Images in a step, over all parts and ranks."""
+        return self.config.accumulate * self.loader.order.global_batch
+
+    def epochs_done(self) -> float:
+        """Epochs behind the step to come: 3.5 half-way through the fourth."""
+        steps = len(self.loader) // self.config.accumulate
+        return self.position.epoch + self.position.consumed / (steps * self.step_images)
 
     def _stop_now(self) -> bool:
         """Whether a signal has come. Several ranks ask each other only where they log, since asking makes them wait."""

@@ -1,4 +1,4 @@
-"""Optimizers, in their fused form on GPUs: one kernel for all parameters, and no wait for the gradient scaler."""
+"""Optimizers, in their fused form: one kernel for all parameters, and on a GPU no wait for the gradient scaler."""
 
 from __future__ import annotations
 
@@ -8,13 +8,44 @@ import torch
 from torch import nn
 
 from penstock.engine.config import CompleteConfig
+from penstock.engine.lars import LARS
+from penstock.engine.method import Method
 
 
-def build_optimizer(config: CompleteConfig, network: nn.Module, device: torch.device) -> torch.optim.Optimizer:
-    """The optimizer of a completed configuration, over the parameters that take gradients."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": device.type == "cuda"}
+def build_optimizer(config: CompleteConfig, method: Method) -> torch.optim.Optimizer:
+    """The optimizer of a completed configuration, over the method's parameters that take gradients."""
+    groups = parameter_groups(method, apart=config.optimizer == "lars")
+    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    if config.optimizer == "lars":
+        return LARS(groups, momentum=config.sgd_momentum, **common)
     if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=config.sgd_momentum, **common)
+        return torch.optim.SGD(groups, momentum=config.sgd_momentum, fused=True, **common)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    return kind(parameters, **common)
+    return kind(groups, fused=True, **common)
+
+
+def parameter_groups(method: Method, *, apart: bool) -> list[dict[str, Any]]:
+    """Parameters that are treated alike, the scheduled weights first; empty groups are left out.
+
+    Args:
+        apart: whether biases and the scales and shifts of normalisation form groups of their own, which LARS neither
+            adapts nor decays.
+
+    Each group has `params`, `scheduled` (whether its learning rate follows the schedule) and `adapted` (for LARS). The
+    encoder and each other part of a method have groups of their own: fused SGD fails where only some of a group have
+    momentum yet, as when SwAV's prototypes join late.
+    """
+    groups: dict[tuple[bool, bool, str], list[nn.Parameter]] = {}
+    for name, parameter in method.named_parameters():
+        if parameter.requires_grad:
+            part = name.split(".")[0]
+            adapted = not (apart and parameter.ndim == 1)
+            groups.setdefault((part not in method.unscheduled, adapted, part), []).append(parameter)
+    return [{"params": groups[key], "scheduled": key[0], "adapted": key[1]} for key in sorted(groups, reverse=True)]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give it to every group that follows the schedule."""
+    for group in optimizer.param_groups:
+        if group["scheduled"]:
+            group["lr"] = lr

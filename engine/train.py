@@ -30,9 +30,10 @@ from penstock.augment import Recipe, load_recipe
 from penstock.augment.executors import split_names
 from penstock.augment.recipes import dump_recipe, parse_recipe
 from penstock.engine.checkpoint import check_same_run, load_checkpoint
-from penstock.engine.config import CompleteConfig, TrainConfig, check_choices, complete, from_dict
+from penstock.engine.config import CompleteConfig, TrainConfig, from_dict
 from penstock.engine.csv_log import read_csv
 from penstock.engine.data import build_knn, build_loader, share_cpus
+from penstock.engine.defaults import check_choices, complete
 from penstock.engine.distributed import Team, join
 from penstock.engine.folder import choose_folder, resume_command, write_about
 from penstock.engine.logs import RunLog
@@ -90,10 +91,10 @@ def train(given: TrainConfig, state: State | None, team: Team) -> int:
     source = open_source(given.data, given.split, class_list=given.class_list, limit=given.subset)
     config = complete(given, source=source.name, length=len(source), world=team.world)
     recipe = choose_recipe(config, state)
-    check_views(config, recipe)
     precision = choose_precision(config.amp, team.device)
     begun = dataclasses.replace(config, init=None) if state else config  # the checkpoint holds what --init brought
     method = build_method(begun, team)
+    check_views(config, method, recipe)
     if state is not None and state["samples"] != len(source):
         was = f"{state['samples']:,} images, and {config.data} now has {len(source):,}"
         raise UserError(f"--resume: this run was trained on {was}: bring them back, or start anew with --init")

@@ -15,7 +15,8 @@ from penstock import __version__
 from penstock.errors import UserError, run_command
 
 COMMANDS = {  # name: (module, what it does)
-    "train": ("penstock.engine.train", "train an encoder by contrast, and write its report"),
+    "train": ("penstock.engine.train", "train an encoder without labels, and write its report"),
+    "evaluate": ("penstock.engine.evaluate.run", "say how good a checkpoint's features are"),
     "convert": ("penstock.loaders.convert", "turn a set of images into shards that load faster"),
     "throughput": ("penstock.benchmarks.throughput", "compare the loaders on this machine"),
     "preview": ("penstock.augment.preview", "picture what a recipe makes of a photograph, by every executor"),

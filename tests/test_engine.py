@@ -17,13 +17,16 @@ from torch import nn
 from penstock.augment import RECIPES
 from penstock.augment.executors import EXECUTORS
 from penstock.engine.backbones import build_backbone
-from penstock.engine.config import CompleteConfig, TrainConfig, check_choices, complete, from_dict, to_dict
+from penstock.engine.config import CompleteConfig, TrainConfig, from_dict, to_dict
 from penstock.engine.csv_log import CsvLog, read_csv
 from penstock.engine.curves import chart
+from penstock.engine.defaults import METHODS, OF_METHODS, check_choices, complete
 from penstock.engine.distributed import Team
 from penstock.engine.loop import EpochSums
 from penstock.engine.meters import Meter, WaitClock
-from penstock.engine.methods import build_encoder, build_method, check_views
+from penstock.engine.methods import BUILDERS, build_encoder, build_method, check_views
+from penstock.engine.methods.moco import MoCo
+from penstock.engine.methods.simsiam import SimSiam
 from penstock.engine.precision import choose_precision
 from penstock.engine.schedule import learning_rate
 from penstock.engine.screen import describe
@@ -61,6 +64,10 @@ def test_what_is_not_given_comes_from_the_method_and_the_data() -> None:
         ({"batch": 64, "queue": 1000}, "--queue 1000 is not a multiple of the 64 keys .* use --queue 960"),
         ({"batch": 64, "queue": 64, "symmetric": True}, "--queue 64 is not a multiple of the 128 keys"),
         ({"batch": 64, "bn_splits": 7}, "--bn-splits 7 does not divide the batch"),
+        ({"batch": 64, "accumulate": 3}, "--accumulate 3 does not divide the batch"),
+        ({"batch": 64, "accumulate": 4, "bn_splits": 32}, "--bn-splits 32 does not divide .*16 images in each part"),
+        ({"method": "swav", "batch": 64, "queue": 32}, "--queue 32 is shorter than a batch of 64: use --queue 960"),
+        ({"first_size": 64}, "--first-size 64 is more than --size 32"),
     ],
 )
 def test_sizes_that_do_not_go_together_are_named(given: dict[str, int], message: str) -> None:
@@ -84,9 +91,15 @@ def test_a_recipe_without_a_pair_of_views_is_refused(recipe: str, begins: str) -
     views = (replace(RECIPES["moco-v2"].views[0], count=3),)
     known = {"probe": RECIPES["probe"], "three": replace(RECIPES["moco-v2"], views=views)}
     with pytest.raises(UserError, match=f"--recipe {recipe} begins with {begins}, and moco-v2 compares two"):
-        check_views(settings(recipe=recipe), known[recipe])
+        check_views(settings(recipe=recipe), MoCo(nn.Identity()), known[recipe])
     for pair in ("byol", "multi-crop"):
-        check_views(settings(), RECIPES[pair])
+        check_views(settings(), MoCo(nn.Identity()), RECIPES[pair])
+
+
+def test_small_views_that_a_method_would_ignore_are_refused() -> None:
+    config = settings(method="simsiam", recipe="multi-crop")
+    with pytest.raises(UserError, match="multi-crop makes small views, which simsiam does not use"):
+        check_views(config, SimSiam(nn.Identity(), nn.Identity()), RECIPES["multi-crop"])
 
 
 def test_the_epoch_s_line_has_the_share_of_routed_views() -> None:
@@ -109,6 +122,52 @@ def test_the_epoch_s_line_has_the_share_of_routed_views() -> None:
 def test_values_that_no_run_can_have_are_named(given: dict[str, object]) -> None:
     with pytest.raises(UserError, match=str(next(iter(given.values())))):
         check_choices(TrainConfig(**given))
+
+
+def test_every_method_is_documented_has_its_settings_and_can_be_built() -> None:
+    assert set(METHODS) == set(BUILDERS)
+    (shown,) = re.findall(r'\bmethod: str.*\n    """((?:.|\n)*?)"""', inspect.getsource(TrainConfig))
+    assert set(METHODS) <= set(re.split(r"[,;:.()\s]+", shown))
+    for name, own in METHODS.items():
+        for source in ("cifar10-train", "shapes-train", "imagenet-train"):
+            config = complete(TrainConfig(method=name), source=source, length=50_000, world=1)
+            unset = {field for field, value in vars(config).items() if value is None}
+            assert not unset & (set(own) - {"mochi"}) and set(OF_METHODS) - set(own) - {"symmetric"} <= unset
+        small = replace(config, width=8, size=32, dim=16, hidden=16, queue=64, bn_splits=1)
+        parts = {field: 16 for field in ("predictor", "prototypes") if field in own}
+        method = build_method(replace(small, **parts), Team())
+        assert {part.split(".")[0] for part, _ in method.named_children()} >= {"encoder", *method.unscheduled}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"method": "simsiam", "queue": 64}, "--queue is a setting of moco-v1, moco-v2, .*; simsiam has none"),
+        ({"method": "byol", "temperature": 0.1}, "--temperature is a setting of .*; byol has none"),
+        ({"method": "moco-v2+", "symmetric": True}, "--symmetric is a setting of moco-v1, moco-v2; moco-v2. has none"),
+        ({"head": "linear", "head_layers": 2}, "--head linear is one layer"),
+        ({"momentum": 1.5}, "--momentum 1.5: this is a share"),
+        ({"accumulate": 0}, "--accumulate 0: this must be more than 0"),
+    ],
+)
+def test_settings_that_a_method_would_ignore_are_refused(given: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_choices(TrainConfig(**given))
+
+
+def test_a_head_has_the_layers_that_its_name_says() -> None:
+    assert [settings(method="moco-v1").head_layers, settings(method="moco-v1", head="mlp").head_layers] == [1, 2]
+    assert [settings(method="simclr", head="linear").head_layers, settings(method="barlow-twins").head_layers] == [1, 3]
+
+
+def test_another_optimizer_than_the_method_s_has_a_learning_rate_of_its_own() -> None:
+    imagenet = {"source": "imagenet-train", "length": 50_000, "world": 1}
+    assert complete(TrainConfig(method="byol", batch=512), **imagenet).lr == pytest.approx(0.4)
+    assert complete(TrainConfig(method="byol", batch=512, optimizer="sgd"), **imagenet).lr == pytest.approx(0.06)
+    assert complete(TrainConfig(method="byol", batch=512, optimizer="adamw"), **imagenet).lr == 0.001
+    assert settings(method="byol", batch=512, optimizer="lars").lr == pytest.approx(0.6)
+    shapes = complete(TrainConfig(optimizer="sgd"), source="shapes-train", length=4096, world=1)
+    assert shapes.lr == pytest.approx(0.03)  # not the embedded set's, which is for AdamW
 
 
 def test_settings_survive_a_checkpoint() -> None:

@@ -143,7 +143,8 @@ def test_files_that_run_by_path_see_the_package() -> None:
     for name, path in modules().items():
         source = path.read_text(encoding="utf-8")
         if folder_of(name) and "run_command(main)" in source and "tyro" in source:
-            assert "sys.path[0] = str(Path(__file__).resolve().parents[1])" in source, path
+            depth = len(path.relative_to(ROOT).parts) - 1
+            assert f"sys.path[0] = str(Path(__file__).resolve().parents[{depth}])" in source, path
 
 
 def test_no_file_names_a_home_folder() -> None:

@@ -4,6 +4,8 @@
 
 A query must pick its image's other view, the key, out of a queue of keys of earlier batches. Keys come from an encoder
 that follows the query's slowly. The two versions differ in head, temperature, augmentation and schedule, not in code.
+`moco-v2+` is v2 in both directions with a queue for each, as solo-learn has it (da Costa et al. 2022, arXiv
+2106.01775).
 
 With multi-crop (Caron et al. 2020, SwAV, arXiv 2006.09882, section 3.2) small views are queries too, each held against
 the key of its image's large view: more to compare at little cost. Small views give no keys, and the loss is the mean
@@ -15,35 +17,39 @@ each image.
 
 from __future__ import annotations
 
-import copy
-from typing import Any
+from typing import cast
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from penstock.engine.distributed import Team
-from penstock.engine.method import Encoder, Method
+from penstock.engine.method import Encoder, Loss
+from penstock.engine.methods.contrastive import Contrastive
+from penstock.engine.methods.embedding import embedding_std
+from penstock.engine.methods.momentum import Follower, momentum_copy, scheduled_momentum
+from penstock.engine.methods.queue import Queue
 from penstock.engine.seeds import derive_seed
 
 
-class MoCo(Method):
-    """MoCo's two encoders and its queue.
+class MoCo(Contrastive):
+    """MoCo's two encoders and its queue; see Contrastive for the options.
 
     Args:
         encoder: the query's, on its device; the key's starts as a copy.
         dim: C.
-        queue: K, a multiple of the keys that a step brings (G, or 2·G if symmetric).
+        queue: K, a multiple of the keys that a step brings to it.
         momentum: how much of itself the key encoder keeps at each step.
-        temperature: what similarities are divided by.
-        symmetric: let each view be query and key in turn, sum both losses and enqueue both sets of keys (the authors'
-            CIFAR-10 demo). A step then costs twice as much.
-        seed: decides the queue's first content and the shuffles.
+        momentum_schedule: `constant`, or `cosine`: rising to 1 over the run.
+        symmetric: let each view be query and key in turn. A step then costs twice as much.
+        queues: for a symmetric loss: 1, which takes both views' keys while the loss is the sum of both directions (the
+            authors' CIFAR-10 demo), or 2, one of each view's keys, while the loss is their mean (MoCo v2+). Under SGD
+            the mean is the sum at half the learning rate and twice the weight decay.
+        seed: decides the queue's first content, the shuffles and the mixtures.
         team: the ranks among which keys are shuffled and gathered.
     """
 
-    metrics = ("accuracy",)  # how often the right key is the nearest to its query
-    queue: torch.Tensor
+    small_views = True
 
     def __init__(
         self,
@@ -52,47 +58,58 @@ class MoCo(Method):
         dim: int = 128,
         queue: int = 65536,
         momentum: float = 0.999,
+        momentum_schedule: str = "constant",
         temperature: float = 0.2,
         symmetric: bool = False,
+        queues: int = 1,
+        debias: float = 0.0,
+        mochi: tuple[int, int, int] | None = None,
         seed: int = 0,
         team: Team | None = None,
     ) -> None:
-        super().__init__()
-        self.momentum, self.temperature, self.symmetric = momentum, temperature, symmetric
-        self.seed, self.team = seed, team or Team()
-        self.encoder = encoder
-        self.key_encoder = copy.deepcopy(encoder).requires_grad_(False)
-        self._key_weights: list[torch.Tensor] = list(self.key_encoder.parameters())
-        self._query_weights: list[torch.Tensor] = list(encoder.parameters())
-        start = torch.randn(queue, dim, generator=torch.Generator().manual_seed(derive_seed(seed, "queue")))
-        self.register_buffer("queue", functional.normalize(start).to(self.team.device))  # [K, C]
-        self.pointer, self.steps = 0, 0  # where the next keys go; steps taken
-        self._keys: list[torch.Tensor] = []  # of this step, until it is over
+        assert symmetric or queues == 1
+        super().__init__(encoder, temperature=temperature, debias=debias, mochi=mochi, seed=seed, team=team)
+        self.momentum, self.momentum_schedule, self.symmetric = momentum, momentum_schedule, symmetric
+        self.key_encoder = momentum_copy(encoder)
+        self._keys_follow = Follower(self.key_encoder, encoder)
+        self.queues = nn.ModuleList(
+            Queue(queue, dim, seed=derive_seed(seed, "queue", number), device=self.team.device)
+            for number in range(queues)
+        )
+        self._keys: list[torch.Tensor] = []  # of this step, direction by direction, until it is over
 
-    def loss(self, views: list[torch.Tensor], index: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(self, views: list[torch.Tensor], index: torch.Tensor) -> Loss:
         first, second = views[0].chunk(2)
         small = [self.encode(group) for group in views[1:]]
-        loss, accuracy = self.contrast([self.encode(first), *small], self.encode_keys(second))
+        q = self.encode(first)
+        loss, accuracy = self.contrast([q, *small], self.encode_keys(second), direction=0)
         if self.symmetric:
-            other_loss, other_accuracy = self.contrast([self.encode(second), *small], self.encode_keys(first))
-            loss, accuracy = loss + other_loss, (accuracy + other_accuracy) / 2
-        return loss, {"accuracy": accuracy}
+            other = self.contrast([self.encode(second), *small], self.encode_keys(first), direction=1)
+            loss, accuracy = (loss + other[0]) / len(self.queues), (accuracy + other[1]) / 2
+        return loss, {"accuracy": accuracy, "std": embedding_std(q)}
 
-    def contrast(self, queries: list[torch.Tensor], k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def contrast(
+        self, queries: list[torch.Tensor], k: torch.Tensor, *, direction: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """InfoNCE of one direction, and how often the right key was the nearest.
 
         Args:
             queries: [N, C], or [V·N, C] where there are V views of a kind.
             k: [G, C], the keys of all ranks' images; they enter the queue when the step is over.
+            direction: 0 or 1, which view gave the queries.
         """
         self._keys.append(k)
+        queue = self.queue_of(direction).keys
         q, own = torch.cat(queries), self.team.own(k)  # [Q·N, C] view by view, [N, C]
         with torch.autocast(q.device.type, enabled=False):  # half precision is too coarse for what T divides
-            positive = (q * own.repeat(len(q) // len(own), 1)).sum(1, keepdim=True)  # [Q·N, 1]
-            logits = torch.cat([positive, q @ self.queue.T], dim=1) / self.temperature  # [Q·N, 1 + K]
+            positive = (q * own.repeat(len(q) // len(own), 1)).sum(1, keepdim=True) / self.temperature  # [Q·N, 1]
+            logits = torch.cat([positive, (q / self.temperature) @ queue.T], dim=1)  # [Q·N, 1 + K]
             right = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-            loss = functional.cross_entropy(logits, right)
-        return loss, (logits.detach().argmax(1) == 0).float().mean()
+            return self.info_nce(q, logits, right, queue, negatives=len(queue))
+
+    def queue_of(self, direction: int) -> Queue:
+        """The queue that a direction's queries are compared with, and that its keys enter."""
+        return cast(Queue, self.queues[direction % len(self.queues)])
 
     def encode(self, views: torch.Tensor) -> torch.Tensor:
         """Queries [N, C] of views [N, 3, S, S]."""
@@ -112,7 +129,7 @@ class MoCo(Method):
 
     def _shuffle(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """A permutation of this step and direction, a pure function of the seed, and its inverse."""
-        device = self.queue.device
+        device = self.team.device
         generator = torch.Generator(device)
         generator.manual_seed(derive_seed(self.seed, "shuffle", self.steps, len(self._keys)))
         there = torch.randperm(length, generator=generator, device=device)
@@ -125,26 +142,8 @@ class MoCo(Method):
         Not earlier: the backward pass reads the queue that the forward pass did, and a copy of it costs more than
         everything here.
         """
-        torch._foreach_lerp_(self._key_weights, self._query_weights, 1 - self.momentum)
-        for keys in self._keys:
-            places = torch.arange(self.pointer, self.pointer + len(keys), device=keys.device) % len(self.queue)
-            self.queue[places] = keys  # wraps around where the batch has changed since a checkpoint
-            self.pointer = (self.pointer + len(keys)) % len(self.queue)
+        self._keys_follow.follow(scheduled_momentum(self.momentum, self.momentum_schedule, self.progress))
+        for turn, keys in enumerate(self._keys):  # directions alternate
+            self.queue_of(turn).push(keys)
         self._keys.clear()
-        self.steps += 1
-
-    def get_extra_state(self) -> dict[str, int]:
-        return {"pointer": self.pointer, "steps": self.steps}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.pointer, self.steps = state["pointer"], state["steps"]
-
-
-def linear_head(features: int, dim: int) -> nn.Module:
-    """MoCo v1's projection."""
-    return nn.Linear(features, dim)
-
-
-def mlp_head(features: int, dim: int) -> nn.Module:
-    """MoCo v2's projection: one hidden layer as wide as the features, no normalisation."""
-    return nn.Sequential(nn.Linear(features, features), nn.ReLU(inplace=True), nn.Linear(features, dim))
+        super().after_step()

@@ -1,0 +1,259 @@
+"""What a run does where it is told nothing, and which settings go together.
+
+A setting is looked for in this order: what was typed, the data's (`DATA`), for sets of small images the method's own
+for them (`SMALL`), the method's as its paper has it on ImageNet (`METHODS`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from penstock.augment import load_recipe
+from penstock.augment.executors import EXECUTORS, fallback_opcodes, split_names
+from penstock.engine.backbones import choose_stem, takes_width
+from penstock.engine.config import CompleteConfig, TrainConfig, flag
+from penstock.engine.methods.heads import HEADS
+from penstock.errors import UserError
+from penstock.loaders.skipped import ON_ERROR
+from penstock.sizes import parse_bytes
+
+Settings = dict[str, Any]
+
+# Settings that only some methods have. A method has those that its table below names.
+OF_METHODS = ("symmetric", "queue", "momentum", "momentum_schedule", "temperature", "debias", "mochi", "redundancy",
+              "prototypes", "epsilon", "queue_start", "frozen", "predictor")  # fmt: skip
+
+_CONTRAST: Settings = {"debias": 0.0, "mochi": None}
+_SGD: Settings = {"optimizer": "sgd", "base_lr": 0.03, "warmup_epochs": 0.0, "schedule": "cosine"}
+_LARS: Settings = {"optimizer": "lars", "warmup_epochs": 10.0, "schedule": "cosine"}
+_MOCO: Settings = _SGD | _CONTRAST | {
+    "queue": None, "momentum": 0.999, "momentum_schedule": "constant", "dim": 128, "head_layers": 2, "hidden": 0,
+}  # fmt: skip
+
+# As the papers have them on ImageNet; base_lr is for 256 images. A queue of None: see _default_queue.
+METHODS: dict[str, Settings] = {
+    "moco-v1": _MOCO | {
+        "recipe": "moco-v1", "head": "linear", "head_layers": 1, "temperature": 0.07, "schedule": "step",
+        "symmetric": False,
+    },
+    "moco-v2": _MOCO | {"recipe": "moco-v2", "head": "mlp", "temperature": 0.2, "symmetric": False},
+    "moco-v2+": _MOCO | {"recipe": "moco-v2", "head": "mlp", "temperature": 0.2},
+    "simclr": _LARS | _CONTRAST | {  # Chen et al. 2020, section 2.2; its official code normalises the head
+        "recipe": "simclr", "base_lr": 0.3, "temperature": 0.1, "head": "mlp-bn-all", "head_layers": 2, "hidden": 0,
+        "dim": 128, "weight_decay": 1e-6,
+    },
+    "barlow-twins": _LARS | {  # Zbontar et al. 2021, section 2.2
+        "recipe": "byol", "base_lr": 0.2, "redundancy": 5e-3, "head": "mlp-bn", "head_layers": 3, "hidden": 8192,
+        "dim": 8192, "weight_decay": 1.5e-6,
+    },
+    "simsiam": _SGD | {  # Chen & He 2021, section 3
+        "recipe": "moco-v2", "base_lr": 0.05, "head": "mlp-bn-all", "head_layers": 3, "hidden": 2048, "dim": 2048,
+        "predictor": 512,
+    },
+    "byol": _LARS | {  # Grill et al. 2020, section 3.3
+        "recipe": "byol", "base_lr": 0.2, "momentum": 0.996, "momentum_schedule": "cosine", "head": "mlp-bn",
+        "head_layers": 2, "hidden": 4096, "dim": 256, "predictor": 4096, "weight_decay": 1.5e-6,
+    },
+    "swav": _LARS | {  # Caron et al. 2020, appendix A
+        "recipe": "multi-crop", "base_lr": 0.3, "temperature": 0.1, "prototypes": 3000, "epsilon": 0.05, "queue": 0,
+        "queue_start": 15.0, "frozen": 1.0, "head": "mlp-bn", "head_layers": 2, "hidden": 2048, "dim": 128,
+        "weight_decay": 1e-6,
+    },
+}  # fmt: skip
+
+# On sets of small images: the MoCo authors' CIFAR-10 demo, and Huang et al. (arXiv 2111.00743), who train all with SGD.
+_SMALL_MOCO: Settings = {"temperature": 0.1, "momentum": 0.99}
+SMALL: dict[str, Settings] = {
+    "moco-v1": _SMALL_MOCO,
+    "moco-v2": _SMALL_MOCO,
+    "moco-v2+": _SMALL_MOCO,
+    "simclr": _SGD | {"head": "mlp", "temperature": 0.5},
+    "barlow-twins": _SGD | {"base_lr": 0.055, "hidden": 2048, "dim": 2048},
+    "simsiam": _SGD | {"base_lr": 0.03, "head_layers": 2},
+    "byol": _SGD | {"hidden": 1024, "predictor": 1024},
+    "swav": _SGD | {"hidden": 512, "prototypes": 512, "queue_start": 5.0},
+}
+
+# By the name of a set; the last one serves every other set.
+DATA: dict[str, Settings] = {
+    "shapes": {  # a demonstration in a few minutes on two CPU cores
+        "size": 64, "width": 16, "stem": "imagenet", "epochs": 40, "batch": 64, "queue": 1024, "bn_splits": 1,
+        "optimizer": "adamw", "lr": 1.5e-3, "weight_decay": 1e-4, "recipe": "moco-small", "knn_every": 5,
+    },
+    "cifar10": {
+        "size": 32, "width": 64, "epochs": 200, "batch": 512, "weight_decay": 5e-4, "recipe": "moco-cifar",
+    },
+    "stl10": {"size": 64, "width": 64, "epochs": 200, "batch": 256, "weight_decay": 5e-4},
+    "": {"size": None, "width": 64, "epochs": 200, "batch": 256},
+}  # fmt: skip
+DATA["cifar100"] = DATA["cifar10"]
+
+# For every method: what none of the tables above has.
+COMMON: Settings = {
+    "stem": "auto", "knn_every": 1, "weight_decay": 1e-4,
+}  # fmt: skip
+BASE_LR = {"sgd": 0.03, "lars": 0.3, "adam": 1e-3, "adamw": 1e-3}  # of an optimizer that is not the method's own
+
+CHOICES = {
+    "split": ("train", "unlabeled"),
+    "executor": EXECUTORS,
+    "on_error": ON_ERROR,
+    "method": tuple(METHODS),
+    "momentum_schedule": ("constant", "cosine"),
+    "head": HEADS,
+    "stem": ("auto", "imagenet", "half", "cifar"),
+    "optimizer": ("sgd", "lars", "adam", "adamw"),
+    "schedule": ("cosine", "step"),
+    "amp": ("auto", "off", "bf16", "fp16"),
+    "compile": ("off", "default", "reduce-overhead", "max-autotune"),
+    "knn_features": ("backbone", "projection"),
+}
+POSITIVE = ("subset", "size", "first_size", "temperature", "epsilon", "prototypes", "dim", "predictor", "head_layers",
+            "bn_splits", "width", "epochs", "batch", "accumulate", "lr", "log_every", "save_every",
+            "checkpoint_steps", "knn_k", "knn_temperature")  # fmt: skip
+
+
+def check_choices(config: TrainConfig) -> None:
+    """What can be seen to be wrong before any data are opened.
+
+    Raises:
+        UserError: a name that is not among the choices, a setting of another method, or a number that must be positive
+            and is not.
+    """
+    fallback_opcodes(split_names(config.fallback))
+    parse_bytes(config.memory_budget)
+    for field, choices in CHOICES.items():
+        value = getattr(config, field)
+        if value is not None and value not in choices:
+            raise UserError(f"{flag(field)} {value!r} is not known: choose one of {', '.join(choices)}")
+    _check_belongs(config)
+    for field in POSITIVE:
+        value = getattr(config, field)
+        if value is not None and not value > 0:
+            raise UserError(f"{flag(field)} {value}: this must be more than 0")
+    for field in ("debias", "momentum"):
+        value = getattr(config, field)
+        if value is not None and not 0 <= value < 1:
+            raise UserError(f"{flag(field)} {value}: this is a share, from 0 to less than 1")
+    if config.seed < 0:
+        raise UserError(f"--seed {config.seed}: a seed is 0 or more")
+    if config.workers is not None and config.workers < 1:
+        raise UserError(f"--workers {config.workers}: at least one thread must load the data")
+
+
+def _check_belongs(config: TrainConfig) -> None:
+    """Hold that no setting is given that the method would ignore."""
+    for field in OF_METHODS:
+        given = getattr(config, field)
+        if given is not None and given is not False and field not in METHODS[config.method]:
+            owners = ", ".join(name for name, settings in METHODS.items() if field in settings)
+            raise UserError(f"{flag(field)} is a setting of {owners}; {config.method} has none: leave it out")
+    if config.head == "linear" and (config.head_layers or 1) > 1:
+        raise UserError(f"--head linear is one layer, not --head-layers {config.head_layers}: use --head mlp")
+
+
+def complete(config: TrainConfig, *, source: str, length: int, world: int) -> CompleteConfig:
+    """Fill in what was left to the method and the data, and check that the numbers go together.
+
+    Args:
+        source: the name of the data's source, such as `cifar10-train`.
+        length: images in it.
+        world: ranks that train together.
+
+    Raises:
+        UserError: a batch larger than the data, or sizes that do not divide each other.
+    """
+    values = _of_tables(config, source.rpartition("-")[0])
+    base_lr = values.pop("base_lr")
+    given = {name: value for name, value in vars(config).items() if value is not None}
+    if given.get("optimizer", values["optimizer"]) != values["optimizer"]:
+        base_lr = BASE_LR[given["optimizer"]]
+        values.pop("lr", None)
+    values |= given
+    if values["size"] is None:
+        values["size"] = load_recipe(values["recipe"]).size
+    if config.head_layers is None:
+        values["head_layers"] = 1 if values["head"] == "linear" else max(2, values["head_layers"])
+    if takes_width(values["arch"]):  # settled now, so that a checkpoint's network does not hang on the size
+        values["stem"] = choose_stem(values["stem"], values["size"])
+    elif config.width is None and config.stem is None:
+        values |= {"width": 64, "stem": "auto"}
+    values.setdefault("lr", _scaled(base_lr, values["batch"], values["optimizer"]))
+    has_keys = "queue" in METHODS[config.method] and config.method != "swav"
+    values.setdefault("bn_splits", _default_splits(values["batch"]) if world == 1 and has_keys else 1)
+    values.setdefault("sync_bn", not has_keys)
+    keys = values["batch"] * (2 if config.symmetric else 1)  # that a step brings to a queue
+    if has_keys and values["queue"] is None:
+        values["queue"] = _default_queue(length, keys)
+    completed = CompleteConfig(**values)
+    _check_sizes(completed, length, world)
+    if has_keys:
+        _check_queue(completed, keys)
+    elif config.method == "swav" and 0 < completed.queue < completed.batch:
+        raise UserError(
+            f"--queue {completed.queue} is shorter than a batch of {completed.batch}: use"
+            f" --queue {15 * completed.batch} (15 batches, as in the paper), or 0 for none"
+        )
+    return completed
+
+
+def _of_tables(config: TrainConfig, data: str) -> Settings:
+    """What the tables say of a method on a set of data; nothing of what another method has."""
+    own = METHODS[config.method]
+    values = COMMON | own
+    if data in DATA:
+        values |= SMALL[config.method]
+    values |= DATA.get(data, DATA[""])
+    return {name: value for name, value in values.items() if name not in OF_METHODS or name in own}
+
+
+def _scaled(base_lr: float, batch: int, optimizer: str) -> float:
+    """The linear rule of SGD (Goyal et al. 2017, arXiv 1706.02677), for batches of more than 256 images."""
+    return base_lr * max(1, batch / 256) if optimizer in ("sgd", "lars") else base_lr
+
+
+def _default_splits(batch: int) -> int:
+    """Up to 8 parts of at least 32 images: the paper's 256 images on 8 GPUs."""
+    return next(splits for splits in (8, 4, 2, 1) if batch % splits == 0 and (batch >= 32 * splits or splits == 1))
+
+
+def _default_queue(length: int, keys: int) -> int:
+    """An eighth of the data, to a power of two: 65,536 on ImageNet, 4,096 on CIFAR-10, as their authors have it.
+
+    A longer one holds the query's own image and keys of an encoder long gone.
+    """
+    longest = min(65536, 1 << max(0, (length // 8).bit_length() - 1))
+    return max(keys, longest // keys * keys)
+
+
+def _check_sizes(config: CompleteConfig, length: int, world: int) -> None:
+    batch, parts = config.batch, config.accumulate
+    if batch > length:
+        raise UserError(f"--batch {batch} is larger than the data ({length} images): use --batch {length} or less")
+    if batch % world:
+        raise UserError(f"--batch {batch} does not divide among {world} ranks: use a multiple of {world}")
+    if (batch // world) % parts:
+        raise UserError(
+            f"--accumulate {parts} does not divide the batch ({batch // world} images"
+            f"{' on each rank' if world > 1 else ''}): use another number of parts, or another --batch"
+        )
+    if (batch // world // parts) % config.bn_splits:
+        raise UserError(
+            f"--bn-splits {config.bn_splits} does not divide the batch ({batch // world // parts} images"
+            f"{' on each rank' if world > 1 else ''}{' in each part' if parts > 1 else ''}): use --bn-splits 1, or"
+            " another --batch"
+        )
+    if config.first_size is not None and config.first_size > config.size:
+        raise UserError(
+            f"--first-size {config.first_size} is more than --size {config.size}: views grow, they do not shrink"
+        )
+
+
+def _check_queue(config: CompleteConfig, keys: int) -> None:
+    """Hold that a step's keys fill a whole part of MoCo's queue."""
+    if config.queue < keys or config.queue % keys:
+        raise UserError(
+            f"--queue {config.queue} is not a multiple of the {keys} keys that a step brings"
+            f"{' (both views of each image)' if config.symmetric else ''}:"
+            f" use --queue {max(keys, config.queue // keys * keys)}, or another --batch"
+        )
