@@ -1,0 +1,107 @@
+"""Weighted kNN on frozen features: how good a representation is, with nothing trained on top of it.
+
+The k training images nearest to a query by cosine vote for their class with weight exp(similarity / T): Wu et al. 2018,
+arXiv 1805.01978, section 3.4, with k = 200 and T = 0.1 as in the MoCo authors' CIFAR-10 demo.
+
+N queries, M training images (the bank), D features, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from penstock.engine.evaluate.features import extract_features
+from penstock.engine.method import Encoder
+from penstock.engine.precision import Precision
+from penstock.loaders import Loader
+
+CHUNK = 1 << 25  # similarities held at a time: 128 MB of float32
+NO_VOTE = -1  # stands where fewer classes have votes than were asked for
+
+
+def knn_predict(
+    queries: torch.Tensor, bank: torch.Tensor, labels: torch.Tensor, *, classes: int, k: int, temperature: float
+) -> torch.Tensor:
+    """The class of each query, int64 [N].
+
+    Args:
+        queries, bank: float [N, D] and [M, D], of unit length.
+        labels: int64 [M], the bank's.
+        classes: C.
+        k: neighbours that vote; the whole bank where it is smaller.
+    """
+    return knn_rank(queries, bank, labels, classes=classes, k=k, temperature=temperature)[:, 0]
+
+
+def knn_rank(
+    queries: torch.Tensor,
+    bank: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    classes: int,
+    k: int,
+    temperature: float,
+    top: int = 1,
+    among_themselves: bool = False,
+) -> torch.Tensor:
+    """The `top` classes of each query by their votes, int64 [N, top], NO_VOTE where fewer have any.
+
+    Args:
+        among_themselves: the queries are the bank itself, and none has a vote on its own class.
+    """
+    step = max(1, CHUNK // len(bank))
+    ranked = []
+    for first in range(0, len(queries), step):
+        similarity = queries[first : first + step] @ bank.T  # [n, M]
+        if among_themselves:
+            similarity.diagonal(first).fill_(-torch.inf)  # row i is query first + i
+        nearest = similarity.topk(min(k, len(bank)))
+        ranked.append(_most_votes(nearest.values, labels[nearest.indices], classes, temperature, top))
+    return torch.cat(ranked)
+
+
+def _most_votes(
+    similarity: torch.Tensor, labels: torch.Tensor, classes: int, temperature: float, top: int
+) -> torch.Tensor:
+    """Of each query's neighbours [n, k], the classes that have most votes, [n, top]."""
+    votes = similarity.new_zeros(len(similarity), classes)
+    votes.scatter_add_(1, labels, (similarity / temperature).exp())
+    most = votes.topk(min(top, classes))
+    return most.indices.where(most.values > 0, NO_VOTE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineKNN:
+    """kNN accuracy of a network while it trains.
+
+    Attributes:
+        bank, queries: loaders of the labelled training images and of those to classify; one plain view, in order.
+        classes: C.
+        k, temperature: as above.
+        on: `backbone`, or `projection` (after the head).
+    """
+
+    bank: Loader
+    queries: Loader
+    classes: int
+    k: int = 200
+    temperature: float = 0.1
+    on: str = "backbone"
+
+    def accuracy(self, encoder: Encoder, precision: Precision) -> float:
+        """Per cent of the queries whose class is found. Leaves the encoder in the mode it was in."""
+        was_training = encoder.training
+        network = encoder.eval() if self.on == "projection" else encoder.eval().backbone
+        bank = extract_features(network, self.bank, precision)
+        queries = extract_features(network, self.queries, precision)
+        encoder.train(was_training)
+        found = knn_predict(
+            queries.unit, bank.unit, bank.labels, classes=self.classes, k=self.k, temperature=self.temperature
+        )
+        return 100.0 * float((found == queries.labels).float().mean())
+
+    def close(self) -> None:
+        self.bank.close()
+        self.queries.close()

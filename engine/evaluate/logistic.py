@@ -1,0 +1,71 @@
+"""Logistic regression on frozen features, by scikit-learn: the protocol by which MoCo v2 was followed on Imagenette.
+
+There the training images are seen once by RandomResizedCrop and flip (recipe `probe`), the validation images by resize
+and centre crop, and the regression is where a linear layer's training starts from. All features lie in memory, as
+float64: for ImageNet's 1.28 million take the linear probe.
+
+N images, D features, C classes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from penstock.engine.evaluate.features import Features
+from penstock.engine.evaluate.linear import LinearClassifier, Scale
+
+NEVER = -1e4  # bias of a class that the training images do not show
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logistic:
+    """A fitted regression.
+
+    Attributes:
+        classifier: for plain features; an `nn.Linear` with its weight and bias goes on from here.
+        iterations: of L-BFGS.
+        converged: whether its gradient is small enough; else more iterations might still change the classifier.
+    """
+
+    classifier: LinearClassifier
+    iterations: int
+    converged: bool
+
+
+def fit_logistic(train: Features, *, classes: int, c: float = 1.0, iterations: int = 2000) -> Logistic:
+    """Fit to the training images.
+
+    Args:
+        c: scikit-learn's C, the inverse of the regularisation's strength, for standardised features.
+        iterations: of L-BFGS, at most.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    values = train.values.double().cpu()  # in float32 the line search gives up before the gradient is small
+    scale = Scale.of(values)
+    model = LogisticRegression(C=c, max_iter=iterations)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # said in `converged`
+        model.fit(scale.apply(values).numpy(), train.labels.cpu().numpy())
+    weight, bias = _of_all_classes(model.classes_, model.coef_, model.intercept_, classes)
+    folded, device, used = scale.fold(weight, bias), train.values.device, int(model.n_iter_.max())
+    moved = LinearClassifier(weight=folded.weight.to(device), bias=folded.bias.to(device))
+    return Logistic(classifier=moved, iterations=used, converged=used < iterations)
+
+
+def _of_all_classes(
+    seen: np.ndarray, coefficients: np.ndarray, intercept: np.ndarray, classes: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight [C, D] and bias [C] of what scikit-learn found for the classes that it saw."""
+    if len(coefficients) == 1:  # two classes: it keeps the second one's odds
+        halves = np.array([-0.5, 0.5])
+        coefficients, intercept = halves[:, None] * coefficients, halves * intercept
+    weight = torch.zeros(classes, coefficients.shape[1], dtype=torch.float64)
+    bias = torch.full((classes,), NEVER, dtype=torch.float64)
+    weight[seen], bias[seen] = torch.from_numpy(coefficients), torch.from_numpy(intercept)
+    return weight, bias
