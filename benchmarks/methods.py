@@ -68,7 +68,7 @@ class Config:
     seed: int = 0
     """Decides weights, order and augmentation, the same for all."""
     train: str = ""
-    """Further settings for every run, as typed for engine/train.py: "--lr 0.1 --recipe simclr"."""
+    """Further settings for every run, typed as --train="--optimizer adamw --recipe simclr"."""
     jobs: int = 1
     """Runs at a time; each has its share of the CPUs."""
     out: Path = Path("runs/methods")

@@ -1,7 +1,8 @@
 """Checkpoints: everything the next step depends on, written so that a kill at any moment leaves a whole one.
 
     {"penstock": version, "config": settings, "position": epoch, consumed and step, "method", "optimizer", "scaler",
-     "epoch_sums": what the epoch's line of the log is made of, "samples": images in the data, "recipe": as YAML}
+     "epoch_sums": what the epoch's line of the log is made of, "samples": images in the data, "world": ranks,
+     "recipe": as YAML}
 
 Loaded with `weights_only=True`: a checkpoint from elsewhere can run no code.
 """

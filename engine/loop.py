@@ -266,6 +266,7 @@ class Trainer:
             "config": to_dict(self.config),
             "recipe": dump_recipe(self.recipe),
             "samples": self.loader.order.length,
+            "world": self.team.world,
             "order": self.loader.order.name,
             "position": dataclasses.asdict(self.position),
             "epoch_sums": dataclasses.asdict(self.epoch_sums),

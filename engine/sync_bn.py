@@ -2,9 +2,9 @@
 
     network = synchronise_batch_norm(network, team)
 
-Goyal et al. 2017 (arXiv 1706.02677, section 3.2) say why the size of the batch that is normalised matters; SimCLR
-(Chen et al. 2020, arXiv 2002.05709, section 2.2) why several ranks must not leak through statistics of their own who
-belongs to whom. On GPUs this is torch's layer. torch has none for CPUs: there it is ours.
+Without it each rank's batch has statistics of its own, which tell a contrastive loss who belongs to whom (Chen et al.
+2020, SimCLR, arXiv 2002.05709, section 2.2), and the loss is another one on another number of ranks (Goyal et al. 2017,
+arXiv 1706.02677, section 2.3). On GPUs this is torch's layer. torch has none for CPUs: there it is ours.
 
 N images in this rank's batch, G in all ranks', C channels.
 """

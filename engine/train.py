@@ -88,6 +88,8 @@ def parse(arguments: list[str] | None = None) -> tuple[TrainConfig, State | None
 def train(given: TrainConfig, state: State | None, team: Team) -> int:
     """One run, from its data to its report. Returns the exit code."""
     share_cpus(team)
+    if state is not None:
+        given = keep_parts(given, state, team.world)
     source = open_source(given.data, given.split, class_list=given.class_list, limit=given.subset)
     config = complete(given, source=source.name, length=len(source), world=team.world)
     recipe = choose_recipe(config, state)
@@ -123,6 +125,14 @@ def train(given: TrainConfig, state: State | None, team: Team) -> int:
     if team.leads:
         print(summary(out, signal), flush=True)
     return 128 + signal if signal else 0
+
+
+def keep_parts(given: TrainConfig, state: State, world: int) -> TrainConfig:
+    """Parts of all ranks' batch that BatchNorm treats apart stay what they were: two ranks of one each become two."""
+    splits = given.bn_splits
+    if splits is None or splits != state["config"]["bn_splits"] or given.sync_bn:
+        return given
+    return dataclasses.replace(given, bn_splits=max(1, splits * state.get("world", 1) // world))
 
 
 def choose_recipe(config: CompleteConfig, state: State | None) -> Recipe:

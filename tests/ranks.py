@@ -27,11 +27,14 @@ Function = Callable[[Team, Path], dict[str, Any]]
 def on_ranks(function: Function, folder: Path, *, ranks: int = 2) -> list[dict[str, Any]]:
     """What a function of a test module's returned on each rank, in their order; starting them takes seconds."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    done = subprocess.run(
-        [*torchrun, "-m", "tests.ranks", function.__module__, function.__name__, str(folder)],
-        cwd=ROOT, capture_output=True, text=True, timeout=110, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-5000:]
+    command = [*torchrun, "-m", "tests.ranks", function.__module__, function.__name__, str(folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            _, said = process.communicate()
+        finally:
+            process.terminate()  # where the test has run out of time: torchrun ends its ranks, a kill would leave them
+    assert process.returncode == 0, said[-5000:]
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(ranks)]
 
 

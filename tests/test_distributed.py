@@ -10,7 +10,7 @@ import re
 import signal
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from penstock.loaders import Views
 from penstock.loaders.sources import ImageArrays
 from tests.ranks import on_ranks
 
+pytestmark = pytest.mark.timeout(300)  # three processes, which may have to compile the augmentations first
 Returned = dict[str, Any]
 G, C = 8, 5
 SMALL = TrainConfig(
@@ -239,7 +240,7 @@ def run(given: TrainConfig, team: Team, folder: Path) -> Returned:
 
 def fit(given: TrainConfig, method: Method, team: Team, folder: Path) -> None:
     source = noise(2 * given.batch)
-    config = replace(complete(given, source=source.name, length=len(source), world=team.world), bn_splits=1)
+    config = complete(given, source=source.name, length=len(source), world=team.world)
     recipe = load_recipe(config.recipe, size=config.size)
     precision = choose_precision(config.amp, team.device)
     with build_loader(config, source, recipe, team) as loader:
@@ -248,11 +249,19 @@ def fit(given: TrainConfig, method: Method, team: Team, folder: Path) -> None:
         ).fit()  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=RUNS)
-def runs(request: pytest.FixtureRequest, ranks: list[Returned], folder: Path) -> tuple[Returned, list[Returned]]:
+@dataclass(frozen=True, kw_only=True)
+class Both:
     """One of RUNS, on one rank and on each of two."""
-    one = run(RUNS[request.param], Team(), folder)
-    return one, [rank["runs"][request.param] for rank in ranks]
+
+    name: str
+    one: Returned
+    two: list[Returned]
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def both(request: pytest.FixtureRequest, ranks: list[Returned], folder: Path) -> Both:
+    name = request.param
+    return Both(name=name, one=run(RUNS[name], Team(), folder), two=[rank["runs"][name] for rank in ranks])
 
 
 def without_statistics(state: Returned) -> Returned:
@@ -260,40 +269,32 @@ def without_statistics(state: Returned) -> Returned:
     return {name: value for name, value in state.items() if not re.search("running|num_batches", name)}
 
 
-def test_two_ranks_see_the_images_of_one_in_its_order(
-    runs: tuple[Returned, list[Returned]], request: pytest.FixtureRequest
-) -> None:
-    one, two = runs
-    assert torch.equal(torch.cat([rank["shares"] for rank in two], dim=1), one["shares"])
-    given = RUNS[request.node.callspec.params["runs"]]
-    for epoch in one["shares"].chunk(given.epochs):
+def test_two_ranks_see_the_images_of_one_in_its_order(both: Both) -> None:
+    assert torch.equal(torch.cat([rank["shares"] for rank in both.two], dim=1), both.one["shares"])
+    given = RUNS[both.name]
+    for epoch in both.one["shares"].chunk(given.epochs):
         assert sorted(epoch.flatten().tolist()) == list(range(2 * given.batch))
 
 
-def test_two_ranks_have_the_losses_of_one(runs: tuple[Returned, list[Returned]]) -> None:
-    one, two = runs
-    losses = torch.stack([rank["losses"] for rank in two]).mean(0)
-    torch.testing.assert_close(losses, one["losses"], rtol=1e-4, atol=1e-4)
-    assert one["losses"].std() > 1e-3  # the steps did something
+def test_two_ranks_have_the_losses_of_one(both: Both) -> None:
+    losses = torch.stack([rank["losses"] for rank in both.two]).mean(0)
+    torch.testing.assert_close(losses, both.one["losses"], rtol=1e-4, atol=1e-4)
+    assert both.one["losses"].std() > 1e-3  # the steps did something
 
 
-def test_ranks_hold_one_state_which_is_that_of_one(
-    runs: tuple[Returned, list[Returned]], request: pytest.FixtureRequest
-) -> None:
+def test_ranks_hold_one_state_which_is_that_of_one(both: Both) -> None:
     """Weights, queues and, unless BatchNorm is every rank's own, its statistics."""
-    one, (first, second) = runs
-    states = [end["state"] for end in (one, first, second)]
-    run = request.node.name
-    assert any(name.startswith("queues.") for name in states[0]) == ("moco" in run or "swav" in run)
-    if "split" in run:
-        states = [without_statistics(state) for state in states]
-    torch.testing.assert_close(states[1], states[2], rtol=0, atol=0)
-    torch.testing.assert_close(states[1], states[0], rtol=1e-3, atol=1e-3)
+    one, first, second = (end["state"] for end in (both.one, *both.two))
+    assert any(name.startswith("queues.") for name in one) == ("moco" in both.name or "swav" in both.name)
+    if "split" in both.name:
+        one, first, second = (without_statistics(state) for state in (one, first, second))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    torch.testing.assert_close(first, one, rtol=1e-3, atol=1e-3)
 
 
 def shuffles(team: Team, folder: Path) -> Returned:
     """The permutations of two epochs, and keys that went through one beside those that did not."""
-    given = replace(MOCO, bn_splits=2)
+    given = RUNS["moco-v2, split BatchNorm"]
     method = build(given, team)
     shuffled: list[torch.Tensor] = []
     plain = method._shuffle
@@ -348,18 +349,22 @@ def _out(folder: Path, team: Team, name: str) -> Path:
 
 
 def launch(given: TrainConfig, state: dict[str, Any] | None, team: Team, stop_after: int = 0) -> Returned:
-    said = given.out.with_suffix(".txt")
+    """How a run ended, what this rank printed, and the files that it wrote, in its folder or where it stood."""
+    said, here = given.out.with_suffix(".txt"), given.out.with_suffix(".here")
+    here.mkdir(exist_ok=True)
+    plain = Trainer._step
+
+    def step(trainer: Trainer, parts: list[Views]) -> None:
+        plain(trainer, parts)
+        if trainer.position.step == stop_after and team.rank == team.world - 1:
+            signal.raise_signal(signal.SIGINT)
+
     with pytest.MonkeyPatch.context() as patch, said.open("w") as file, redirect_stdout(file), redirect_stderr(file):
-        plain = Trainer._step
-
-        def step(trainer: Trainer, parts: list[Views]) -> None:
-            plain(trainer, parts)
-            if trainer.position.step == stop_after and team.rank == team.world - 1:
-                signal.raise_signal(signal.SIGINT)
-
         patch.setattr(Trainer, "_step", step)
+        patch.chdir(here)
         exit_code = train(given, state, team)
-    return {"exit": exit_code, "said": said.read_text(), "wrote": given.out.exists()}
+    wrote = sorted(path.name for folder in (given.out, here) for path in folder.glob("*"))
+    return {"exit": exit_code, "said": said.read_text(), "wrote": wrote}
 
 
 @pytest.fixture(scope="module")
@@ -398,5 +403,5 @@ def test_a_signal_to_one_rank_stops_all(ranks: list[Returned]) -> None:
 def test_only_rank_0_speaks_and_writes(ranks: list[Returned], folder: Path) -> None:
     for part in ("begun", "gone on"):
         leader, other = (rank[part] for rank in ranks)
-        assert "report.html" in leader["said"] and leader["wrote"]
-        assert not other["said"] and not other["wrote"]
+        assert "report.html" in leader["said"] and {"last.pt", "steps.csv"} <= set(leader["wrote"])
+        assert other["said"] == "" and other["wrote"] == []

@@ -22,6 +22,7 @@ from penstock.engine.sync_bn import SyncBatchNorm, synchronise_batch_norm
 from penstock.errors import UserError
 from tests.ranks import on_ranks
 
+pytestmark = pytest.mark.timeout(300)  # a launch takes seconds, but of a machine that may be busy
 G, C = 8, 6
 TWO = Team(world=2)  # enough to convert a network; its ranks never meet
 

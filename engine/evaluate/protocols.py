@@ -103,13 +103,13 @@ def knn(subject: Subject, config: ProtocolsConfig) -> Outcome:
 
 
 def logistic(subject: Subject, config: ProtocolsConfig) -> Outcome:
-    found = _regression(subject, config, config.logistic_views)
+    found = _regression(subject, config)
     details = {"views": config.logistic_views, "c": config.logistic_c}
     return _outcome(subject, found.classifier, details | {"iterations": found.iterations, "converged": found.converged})
 
 
-def _regression(subject: Subject, config: ProtocolsConfig, views: str) -> Logistic:
-    train = _shown(subject, views)
+def _regression(subject: Subject, config: ProtocolsConfig) -> Logistic:
+    train = _shown(subject, config.logistic_views)
     return fit_logistic(train, classes=subject.classes, c=config.logistic_c, iterations=config.logistic_iterations)
 
 
@@ -152,7 +152,7 @@ def geometry_of_views(subject: Subject, config: ProtocolsConfig) -> Outcome:
 
 def probe_augmented(subject: Subject, config: ProtocolsConfig) -> Outcome:
     from_regression = config.probe_augmented_as == "imagenette"
-    start = _regression(subject, config, config.logistic_views).classifier if from_regression else None
+    start = _regression(subject, config).classifier if from_regression else None
     return _trained(subject, replace(config.probe_augmented, finetune=False), start)
 
 

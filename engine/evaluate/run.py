@@ -284,6 +284,9 @@ def show(findings: Findings) -> None:
         shown.add_row(protocol if protocol != last else "", measure, *(figures.get(column, "") for column in columns))
         last = protocol
     console.print(shown)
+    for network, outcomes in findings.networks.items():
+        if "logistic" in outcomes and not outcomes["logistic"].details["converged"]:
+            print(f"{network}: the logistic regression has not converged: raise --logistic-iterations")
 
 
 if __name__ == "__main__":

@@ -93,8 +93,13 @@ def _simsiam(config: CompleteConfig, encoder: Encoder, team: Team) -> Method:
 
 
 def _byol(config: CompleteConfig, encoder: Encoder, team: Team) -> Method:
-    momentum = {"momentum": config.momentum, "momentum_schedule": config.momentum_schedule}
-    return BYOL(encoder, _predictor(config), **momentum, team=team)
+    return BYOL(
+        encoder,
+        _predictor(config),
+        momentum=config.momentum,
+        momentum_schedule=config.momentum_schedule,
+        team=team,
+    )
 
 
 def _predictor(config: CompleteConfig) -> torch.nn.Module:
