@@ -313,7 +313,8 @@ def draw(
     """The rows of every view of N samples.
 
     Args:
-        seed: 64 bits. epoch: counted from 0; decides the strength of operations that depend on it, too.
+        seed: 64 bits. epoch: counted from 0; decides the strength of operations that depend on it, too, and the size
+            of views that grow, which crops' boxes do not depend on.
         index: int64 [N], the samples' positions in the source.
         height, width: int64 [N], the decoded images' sizes in pixels.
 

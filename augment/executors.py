@@ -153,7 +153,7 @@ def choose_executor(
     for operation in recipe.foreign:
         from penstock.augment import albumentations  # seconds to import, for the recipes that need it
 
-        albumentations.check(operation.transform, operation.arguments, min(size for size, _ in recipe.groups))
+        albumentations.check(operation.transform, operation.arguments, recipe.smallest)
     return Executor(name, fallback_opcodes(fallback))
 
 

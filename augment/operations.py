@@ -14,6 +14,7 @@ from enum import IntEnum
 from typing import Any, ClassVar
 
 from penstock.augment.rows import Interpolation, Opcode
+from penstock.augment.stages import Stages, check_stages, in_force, scaled
 from penstock.errors import UserError
 
 Range = tuple[float, float]
@@ -335,31 +336,24 @@ class ByEpoch(Operation):
         of: the length of the run, in epochs, for which they are meant; shorter and longer runs are scaled.
     """
 
-    stages: tuple[tuple[int, Operation], ...]
+    stages: Stages[Operation]
     of: int
 
     def __post_init__(self) -> None:
-        starts = [start for start, _ in self.stages]
-        if not _is(int, self.of):
-            raise UserError(f"ByEpoch: of must be a number of epochs, not {self.of!r}")
         if any(stage is None or isinstance(stage, ByEpoch) for _, stage in self.stages):
             raise UserError("ByEpoch: a stage is one operation, and neither None nor another ByEpoch")
-        if not starts or starts[0] != 0 or starts != sorted(set(starts)) or starts[-1] >= self.of:
-            raise UserError(
-                f"ByEpoch: stages start at epochs {starts} of {self.of}: they begin at 0, rise, and end before"
-            )
+        check_stages("ByEpoch", self.stages, self.of)
 
     def __str__(self) -> str:
         return f"ByEpoch({'; '.join(f'from {start}: {operation}' for start, operation in self.stages)}; of {self.of})"
 
     def at(self, epoch: int) -> Operation:
         """The operation in force in an epoch, counted from 0."""
-        return [operation for start, operation in self.stages if start <= epoch][-1]
+        return in_force(self.stages, epoch)
 
     def over(self, epochs: int) -> ByEpoch:
         """The same stages in a run of so many epochs; where several would begin together, the last of them does."""
-        scaled = {start * epochs // self.of: operation for start, operation in self.stages}
-        return ByEpoch(stages=tuple(scaled.items()), of=epochs)
+        return ByEpoch(stages=scaled(self.stages, self.of, epochs), of=epochs)
 
 
 OPERATIONS: dict[str, type[Operation]] = {

@@ -52,13 +52,13 @@ class Config:
     recipe: str = "moco-v2"
     """Augmentations: a name, or a YAML file."""
     size: int | None = None
-    """Side of the first view in pixels; if not given, the recipe's own."""
+    """Side of the first view in pixels, at the end if views grow; if not given, the recipe's own."""
     draws: int = 6
     """Views shown, at least: all views of a draw are."""
     seed: int = 0
     """Of the drawn values."""
     epoch: int = 0
-    """Whose values, and whose strength where it depends on the epoch; counted from 0."""
+    """Whose values, and whose strength and size where they depend on the epoch; counted from 0."""
     executors: tuple[str, ...] = ()
     """Executors to hold against the reference; if not given, all that can run here."""
     fallback: str = ""

@@ -15,6 +15,7 @@ A YAML recipe is written as `dump_recipe` writes the built-in ones:
           - ColorJitter: {p: 0.8}
           - HorizontalFlip
           - Albumentations: {transform: RandomRain, arguments: {drop_length: 20}, p: 0.1}
+    growth: {sizes: [[0, 160], [60, 192], [75, 224]], of: 90}  # if views are to grow: from epoch 75 of 90 on, 224 px
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ from penstock.augment.operations import (
     VerticalFlip,
     hashable,
 )
-from penstock.augment.recipe import Recipe, View
+from penstock.augment.recipe import Growth, Recipe, View
 from penstock.augment.rows import Interpolation
 from penstock.errors import UserError
 
@@ -226,7 +227,9 @@ def parse_recipe(values: Any) -> Recipe:
     values = _mapping(values, "a recipe", Recipe)
     if not isinstance(views := values.get("views"), list):
         raise UserError("a recipe needs views: a list of {operations: […], size: …, count: …}")
-    return Recipe(**values | {"views": tuple(map(_parse_view, views))})
+    growth = values.get("growth")
+    growth = None if growth is None else Growth(**_mapping(growth, "growth", Growth))
+    return Recipe(**values | {"views": tuple(map(_parse_view, views)), "growth": growth})
 
 
 def _parse_view(values: Any) -> View:
@@ -293,7 +296,14 @@ def _mapping(values: Any, what: str, made: type[Any]) -> dict[str, Any]:
 def dump_recipe(recipe: Recipe) -> str:
     """YAML that `load_recipe` reads back as an equal recipe."""
     views = [vars(view) | {"operations": list(map(_plain_operation, view.operations))} for view in recipe.views]
-    values = {"name": recipe.name, "about": recipe.about, "mean": list(recipe.mean), "std": list(recipe.std)}
+    values: dict[str, Any] = {
+        "name": recipe.name,
+        "about": recipe.about,
+        "mean": list(recipe.mean),
+        "std": list(recipe.std),
+    }
+    if recipe.growth:
+        values["growth"] = {"sizes": list(map(list, recipe.growth.sizes)), "of": recipe.growth.of}
     return yaml.safe_dump(values | {"views": views}, sort_keys=False, width=120)
 
 

@@ -56,12 +56,12 @@ def build(task: dict[str, Any], workers: int) -> Any:
 
 
 def choose_recipe(name: str, size: int, views: int | None) -> Recipe:
-    """The recipe with first views of `size` pixels, and so many of them, where a number is given.
+    """The recipe with first views of `size` pixels in every epoch, and so many of them, where a number is given.
 
     Raises:
         UserError: unknown name, or a number for a recipe whose views are of several kinds.
     """
-    recipe = load_recipe(name, size=size)
+    recipe = replace(load_recipe(name, size=size), growth=None)
     if views is None:
         return recipe
     if len(recipe.views) > 1:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from functools import partial
 
-import numpy as np
 import torch
 
-from penstock.augment import Recipe, evaluation
+from penstock.augment import Recipe
 from penstock.augment.executors import split_names
 from penstock.engine.config import CompleteConfig
 from penstock.engine.distributed import Team
+from penstock.engine.evaluate.data import check_same_classes, in_order, labelled, open_validation, plain_view
 from penstock.engine.evaluate.knn import OnlineKNN
-from penstock.errors import UserError
-from penstock.loaders import Loader, Source, Subset, make_loader, open_source
-from penstock.loaders.sources import UNLABELLED, validation_source
+from penstock.loaders import Loader, Source, make_loader, open_source
 from penstock.loaders.threads import available_cpus
 from penstock.sizes import parse_bytes
-
-EVALUATION_BATCH = 256
 
 
 def build_loader(config: CompleteConfig, source: Source, recipe: Recipe, team: Team) -> Loader:
@@ -65,38 +61,21 @@ def build_knn(config: CompleteConfig, source: Source, recipe: Recipe, team: Team
     Raises:
         UserError: validation images of other classes than the data's.
     """
-    queries = _queries(config) if config.knn_every else None
-    bank = source
-    if config.split != "train":
-        bank = open_source(config.data, "train", class_list=config.class_list)
-    labelled = np.flatnonzero(bank.labels != UNLABELLED)
-    if queries is None or not len(labelled):
+    if not config.knn_every:
         return None
-    if queries.classes != bank.classes:
-        raise UserError(
-            f"{config.val_data or config.data}: the classes to validate on ({', '.join(queries.classes[:3])}, …) are"
-            f" not those of the data ({', '.join(bank.classes[:3])}, …): choose another --val-data, or --knn-every 0"
-        )
-    crop = (
-        1.0 if config.size <= 64 else 0.875
-    )  # small images are shown whole, photographs as ImageNet's evaluation does
-    options: dict[str, Any] = {
-        "recipe": evaluation(config.size, crop, like=recipe), "batch": EVALUATION_BATCH, "order": "stored",
-        "keep_tail": True, "workers": threads(config, team), "device": team.device, "on_error": config.on_error,
-    }  # fmt: skip
+    queries = open_validation(config.data, val_data=config.val_data, class_list=config.class_list)
+    bank = source if config.split == "train" else open_source(config.data, "train", class_list=config.class_list)
+    bank = labelled(bank)
+    if queries is None or not len(bank):
+        return None
+    check_same_classes(bank, queries, name=config.val_data or config.data)
+    workers, plain = threads(config, team), plain_view(config.size, recipe)
+    show = partial(in_order, recipe=plain, workers=workers, device=team.device, on_error=config.on_error)
     return OnlineKNN(
-        bank=make_loader("folder", Subset(bank, labelled), **options),
-        queries=make_loader("folder", queries, **options),
+        bank=show(bank),
+        queries=show(queries),
         classes=len(bank.classes),
         k=config.knn_k,
         temperature=config.knn_temperature,
         on=config.knn_features,
     )
-
-
-def _queries(config: CompleteConfig) -> Source | None:
-    """The images to classify: of --val-data, which may be a single set, or of the data's own validation split."""
-    own = validation_source(config.val_data or config.data, class_list=config.class_list)
-    if own is not None or config.val_data is None:
-        return own
-    return open_source(config.val_data, class_list=config.class_list)

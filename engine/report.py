@@ -46,7 +46,8 @@ def save_views(views: Views, recipe: Recipe, path: Path) -> None:
 
     Small views are shown as large as the first ones.
     """
-    side = recipe.size * max(1, round(SHEET_SIDE / recipe.size))
+    size = views.groups[0].shape[-1]  # the epoch's, where views grow
+    side = size * max(1, round(SHEET_SIDE / size))
     grids = [group.unflatten(0, (-1, len(views)))[:, :SHEET_IMAGES].float().cpu() for group in views.groups]
     grid = torch.cat([_enlarged(grid, side) for grid in grids])  # [V, n, 3, side, side]
     mean, std = torch.tensor(recipe.mean).view(3, 1, 1), torch.tensor(recipe.std).view(3, 1, 1)

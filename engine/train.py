@@ -102,7 +102,7 @@ def train(given: TrainConfig, state: State | None, team: Team) -> int:
         raise UserError(f"--resume: this run was trained on {was}: bring them back, or start anew with --init")
     out = choose_folder(config, source, resumed=state is not None) if team.leads else Path()
     config = dataclasses.replace(config, out=out)
-    torch.backends.cudnn.benchmark = True  # all batches have one shape: let it find the fastest kernels
+    torch.backends.cudnn.benchmark = True  # batches have few shapes: let it find the fastest kernels
     with (
         build_loader(config, source, recipe, team) as loader,
         closing(
@@ -138,7 +138,13 @@ def keep_parts(given: TrainConfig, state: State, world: int) -> TrainConfig:
 def choose_recipe(config: CompleteConfig, state: State | None) -> Recipe:
     """What is done to the images, at the run's size. A resumed run keeps its own, whatever has become of its file."""
     saved = saved_recipe(config, state)
-    return saved.resized(config.size) if saved else load_recipe(config.recipe, size=config.size)
+    return at_size(config, saved or load_recipe(config.recipe))
+
+
+def at_size(config: CompleteConfig, recipe: Recipe) -> Recipe:
+    """The recipe at the run's size, or growing to it where the run begins with smaller views."""
+    resized = recipe.resized(config.size)
+    return resized.growing(config.first_size) if config.first_size else resized
 
 
 def saved_recipe(config: TrainConfig, state: State | None) -> Recipe | None:
@@ -151,7 +157,7 @@ def saved_recipe(config: TrainConfig, state: State | None) -> Recipe | None:
 def has_changed(config: CompleteConfig, recipe: Recipe) -> bool:
     """Whether a recipe's name, or its file, stands for another one than the run began with."""
     try:
-        return load_recipe(config.recipe, size=config.size) != recipe
+        return at_size(config, load_recipe(config.recipe)) != recipe
     except UserError:  # the file is gone, or holds no recipe any more
         return True
 

@@ -18,7 +18,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ def choose_loader(
         UserError: no candidate can load this; it is what `folder` said.
     """
     options: dict[str, Any] = {
-        "recipe": recipe,
+        "recipe": replace(recipe, growth=None),  # tried at the size that views grow to
         "workers": available_cpus() if workers is None else workers,
         "device": torch.device(device),
         "dtype": dtype,

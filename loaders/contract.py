@@ -25,7 +25,7 @@ class Options:
     """What a loader is told beside its source.
 
     Attributes:
-        recipe: which views are made of each image.
+        recipe: which views are made of each image; its stages are those of the run (`Recipe.over`).
         order: which images, in which order; its seed decides every drawn value, too.
         workers: threads (processes for `torchvision`) that decode and augment.
         device, dtype: where the views end up, and as what.
@@ -52,7 +52,8 @@ class Views:
 
     Attributes:
         groups: one tensor [V·N, 3, S, S] for each group of views of equal size, normalised, channels-last
-            (the torchvision baseline's on a CPU are not);
+            (the torchvision baseline's on a CPU are not); where views grow, S is the epoch's: all batches of an epoch
+            are of the same sizes;
             rows v·N … (v+1)·N - 1 are view v of every sample. Two views make one group.
         index: int64 [N], the samples' positions in the source.
         label: int64 [N], -1 where unlabelled.

@@ -67,6 +67,8 @@ class DALILoader(PipelineLoader):
         if info.iteration >= self.order.steps(consumed):
             raise StopIteration
         index = self.order.indices(epoch, info.iteration, consumed)
+        if not len(index):  # no part in a kept tail: DALI refuses empty batches
+            raise StopIteration
         self.skipped.replace(index)
         self.fed.append(index)
         return [self._bytes(index[n : n + 1]) for n in range(len(index))]
@@ -83,6 +85,9 @@ class DALILoader(PipelineLoader):
         pipe, self.pipe = self.pipe, None
         self._begin(epoch, consumed)
         for step in range(self.order.steps(consumed)):
+            if not len(index := self.order.indices(epoch, step, consumed)):
+                yield index, partial(self._fetch_part, index)
+                break
             pipe = pipe or self._build()
             try:
                 images = self._run(pipe)

@@ -100,7 +100,7 @@ class FFCVPackageLoader(Loader):
                 )
 
     def _follow(self, epoch: int) -> None:
-        """Have the epoch's strengths. They are compiled in, which takes half a minute at each stage of `gradual`."""
+        """Have the epoch's strengths and sizes. They are compiled in: half a minute at each stage of `gradual`."""
         before, self.now = self.now, self.recipe.at(epoch)
         kinds = zip(self.loaders, before.views, self.now.views, strict=True)
         self.loaders = [loader if view == was else self._load(view) for loader, was, view in kinds]

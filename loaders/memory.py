@@ -8,7 +8,9 @@ memory goes to a later batch once nobody holds it any more.
 from __future__ import annotations
 
 import weakref
-from collections import defaultdict
+from collections import defaultdict, deque
+from collections.abc import Hashable
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -31,6 +33,9 @@ class Room:
         return self._memory[:size]
 
 
+Shelf = deque[NDArray[np.uint8]]  # what lies ready, of one size
+
+
 class Recycler:
     """Tensors in host memory that, once the last tensor or view of one is gone, becomes that of another.
 
@@ -38,7 +43,13 @@ class Recycler:
     """
 
     def __init__(self) -> None:
-        self._free: defaultdict[int, list[NDArray[np.uint8]]] = defaultdict(list)
+        self._kind: Hashable = None
+        self._free = _shelves()
+
+    def turn_to(self, kind: Hashable) -> None:
+        """What is asked for from now on is of this kind: memory of another does not lie ready for it any longer."""
+        if kind != self._kind:
+            self._kind, self._free = kind, _shelves()
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """An uninitialised tensor of that shape ([N, 3, S, S]), channels-last."""
@@ -56,10 +67,14 @@ class Recycler:
         except IndexError:
             memory = np.empty(size, np.uint8)
         lent = memory[:]
-        weakref.finalize(lent, _give_back, free, memory).atexit = False
+        weakref.finalize(lent, _give_back, weakref.ref(free), memory).atexit = False
         return lent
 
 
-def _give_back(free: list[NDArray[np.uint8]], memory: NDArray[np.uint8]) -> None:
-    if len(free) < KEPT:
+def _shelves() -> defaultdict[int, Shelf]:
+    return defaultdict(partial(deque, maxlen=KEPT))
+
+
+def _give_back(shelf: weakref.ref[Shelf], memory: NDArray[np.uint8]) -> None:
+    if (free := shelf()) is not None:  # else nobody asks for this size any more
         free.append(memory)

@@ -31,7 +31,7 @@ from penstock.augment import fused_cpu, jit
 from penstock.augment.draw import draw
 from penstock.augment.executors import Executor, choose_executor
 from penstock.augment.pixels import Pixels
-from penstock.augment.recipe import SMALLEST, Group, evaluation
+from penstock.augment.recipe import SMALLEST, Group, Recipe, evaluation
 from penstock.errors import BrokenImage
 from penstock.loaders.contract import Loader, Options, Views
 from penstock.loaders.fetched import Fetched, Ready
@@ -53,6 +53,7 @@ Fetch = Callable[[slice], Fetched | Ready]  # reads the images of a part of a ba
 class _Pending:
     """A batch being made: its views are whole, and its index settled, once every future is done."""
 
+    recipe: Recipe  # the one in force in its epoch
     epoch: int
     index: NDArray[np.int64]
     fetch: Fetch
@@ -77,11 +78,12 @@ class PipelineLoader(Loader):
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def epoch(self, epoch: int, consumed: int = 0) -> Iterator[Views]:
-        pending: deque[_Pending] = deque()
+        recipe, pending = self.recipe.at(epoch), deque[_Pending]()
+        self.memory.turn_to(recipe.groups)
         try:
             for step, (index, fetch) in enumerate(self._fetched(epoch, consumed)):
                 self._read_ahead(epoch, step, consumed)
-                pending.append(self._start(epoch, index, fetch))
+                pending.append(self._start(recipe, epoch, index, fetch))
                 if len(pending) > PREFETCH:
                     yield self._finish(pending.popleft())
             while pending:
@@ -104,16 +106,17 @@ class PipelineLoader(Loader):
     def _fetch_part(self, index: NDArray[np.int64], part: slice) -> Fetched | Ready:
         return self.source.fetch(index[part])
 
-    def _start(self, epoch: int, index: NDArray[np.int64], fetch: Fetch) -> _Pending:
-        batch = _Pending(epoch, index, fetch, [self._empty(group, len(index)) for group in self.recipe.groups])
-        chunk = self._chunk(len(index))
+    def _start(self, recipe: Recipe, epoch: int, index: NDArray[np.int64], fetch: Fetch) -> _Pending:
+        groups = [self._empty(group, len(index)) for group in recipe.groups]
+        batch = _Pending(recipe, epoch, index, fetch, groups)
+        chunk = self._chunk(recipe, len(index))
         parts = [slice(first, min(first + chunk, len(index))) for first in range(0, len(index), chunk)]
         batch.futures = [self.pool.submit(self._make, batch, part) for part in parts]
         return batch
 
-    def _chunk(self, samples: int) -> int:
+    def _chunk(self, recipe: Recipe, samples: int) -> int:
         """How many of a batch's samples a worker takes at once."""
-        pixels = sum((group.views.stop - group.views.start) * group.size**2 for group in self.recipe.groups)
+        pixels = sum(view.count * view.size**2 for view in recipe.views)
         worthwhile = min(ceil(LEAST_PIXELS / pixels), ceil(samples * PREFETCH / self.options.workers))
         return max(1, worthwhile, ceil(samples / (self.options.workers * CHUNKS_PER_WORKER)))
 
@@ -145,7 +148,7 @@ class PipelineLoader(Loader):
     def _fill(self, batch: _Pending, part: slice) -> None:
         fetched = batch.fetch(part)
         rows = draw(
-            self.recipe,
+            batch.recipe,
             seed=self.order.seed,
             epoch=batch.epoch,
             index=batch.index[part],
@@ -155,9 +158,9 @@ class PipelineLoader(Loader):
         boxes = rows.boxes() if self.executor.within_crops and isinstance(fetched, Fetched) else None
         for some, pixels in fetched.portions(self._room(), boxes):
             with torch.cuda.stream(self.stream):
-                for group, out in zip(self.recipe.groups, batch.groups, strict=True):
+                for group, out in zip(batch.recipe.groups, batch.groups, strict=True):
                     by_view = out.unflatten(0, (-1, len(batch.index)))[:, part]  # [V, n, 3, S, S]
-                    self.executor(pixels, rows.views(group.views, some), self.recipe, by_view[:, some])
+                    self.executor(pixels, rows.views(group.views, some), batch.recipe, by_view[:, some])
 
     def _room(self) -> Room:
         """This thread's."""

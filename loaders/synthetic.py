@@ -7,6 +7,7 @@ memory), so what is measured with it is the consumer alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 
 import torch
 
@@ -23,25 +24,33 @@ class SyntheticLoader(Loader):
         super().__init__(source, options)
         self.generator = torch.Generator().manual_seed(options.order.seed & (2**63 - 1))
         self.memory = Recycler()
-        self.noise = [self._noise(group) for group in self.recipe.groups]
+        self.noise = [self._noise(_shape(group, self.order.batch)) for group in self.recipe.groups]
 
-    def _noise(self, group: Group) -> torch.Tensor:
-        """A group's views of a whole batch, [V·N, 3, S, S]."""
-        views = (group.views.stop - group.views.start) * self.order.batch
-        noise = torch.randn(views, 3, group.size, group.size, generator=self.generator)
-        return noise.to(self.options.device, self.options.dtype, memory_format=torch.channels_last)
+    def _noise(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """Enough for a group's views of a whole batch at their largest, flat."""
+        return torch.randn(prod(shape), generator=self.generator).to(self.options.device, self.options.dtype)
 
     def epoch(self, epoch: int, consumed: int = 0) -> Iterator[Views]:
+        groups = self.recipe.at(epoch).groups
+        self.memory.turn_to(groups)
         for step in range(self.order.steps(consumed)):
             index = self.order.indices(epoch, step, consumed)
+            parts = zip(self.noise, groups, strict=True)
             yield Views(
-                groups=[self._part(noise, len(index)) for noise in self.noise],
+                groups=[self._part(noise, _shape(group, len(index))) for noise, group in parts],
                 index=torch.from_numpy(index),
                 label=torch.from_numpy(self.source.labels[index]),
             )
 
-    def _part(self, noise: torch.Tensor, samples: int) -> torch.Tensor:
-        part = noise[: len(noise) // self.order.batch * samples]
+    def _part(self, noise: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        """A copy of the first noise, as views [V·N, 3, S, S], channels-last."""
+        samples, channels, height, width = shape
+        part = noise[: prod(shape)].view(samples, height, width, channels).permute(0, 3, 1, 2)
         if part.device.type == "cpu":
-            return self.memory.empty(tuple(part.shape), part.dtype).copy_(part)
+            return self.memory.empty(shape, part.dtype).copy_(part)
         return part.clone(memory_format=torch.preserve_format)
+
+
+def _shape(group: Group, samples: int) -> tuple[int, ...]:
+    """Of a group's views of so many samples, [V·N, 3, S, S]."""
+    return (group.views.stop - group.views.start) * samples, 3, group.size, group.size

@@ -38,7 +38,7 @@ from penstock.augment.operations import (
     Solarize,
     VerticalFlip,
 )
-from penstock.augment.recipe import Group, Recipe
+from penstock.augment.recipe import Recipe
 from penstock.augment.rows import Interpolation
 from penstock.errors import BrokenImage
 from penstock.loaders.contract import Loader, Options, Views
@@ -132,7 +132,10 @@ class Broken:
 
 @dataclass(frozen=True)
 class Collated:
-    """A batch from a worker: the views of each group, [V·N, 3, S, S], and the images that were passed over for it."""
+    """A batch from a worker: the views of each group, [V·N, 3, S, S], and the images that were passed over for it.
+
+    A batch of no images has no groups: a worker does not know of which epoch it is.
+    """
 
     groups: list[torch.Tensor]
     index: torch.Tensor
@@ -140,16 +143,16 @@ class Collated:
     broken: list[Broken]
 
 
-def collate(items: list[Any], groups: tuple[Group, ...]) -> Collated:
-    """DataLoader's own batching of each group, all first views before all second ones."""
+def collate(items: list[Any], groups: list[slice]) -> Collated:
+    """DataLoader's own batching of each group, all first views before all second ones; groups: which views."""
     broken = [each for *_, passed_over in items for each in passed_over]
     whole = [item for item in items if item[0]]
     if not whole:  # a rank that has no part in a kept tail still takes the step
         nothing = torch.empty(0, dtype=torch.int64)
-        return Collated([torch.empty(0, 3, group.size, group.size) for group in groups], nothing, nothing, broken)
+        return Collated([], nothing, nothing, broken)
     views, index, label, _ = zip(*whole, strict=True)
     by_view = list(zip(*views, strict=True))
-    in_order = [[view for same in by_view[group.views] for view in same] for group in groups]
+    in_order = [[view for same in by_view[which] for view in same] for which in groups]
     return Collated([default_collate(views) for views in in_order], torch.tensor(index), torch.tensor(label), broken)
 
 
@@ -242,23 +245,24 @@ class TorchvisionLoader(Loader):
             persistent_workers=options.workers > 0,
             pin_memory=options.device.type == "cuda",
             generator=self.generator,
-            collate_fn=partial(collate, groups=self.recipe.groups),
+            collate_fn=partial(collate, groups=[group.views for group in self.recipe.groups]),
         )
 
     def _check(self) -> None:
         """Have what is wrong with a recipe or not installed said here, and not by a worker."""
-        smallest = min(size for size, _ in self.recipe.groups)
         for operation in self.recipe.foreign:
-            check(operation.transform, operation.arguments, smallest)
+            check(operation.transform, operation.arguments, self.recipe.smallest)
         view_transforms(self.recipe.at(0))
 
     def epoch(self, epoch: int, consumed: int = 0) -> Iterator[Views]:
         self.sampler.epoch, self.sampler.consumed = epoch, consumed
         self.generator.manual_seed((self.order.seed * 1_000_003 + epoch) & (2**63 - 1))
+        none = [torch.empty(0, 3, group.size, group.size) for group in self.recipe.at(epoch).groups]
         for batch in self.loader:
             for broken in batch.broken:
                 self.skipped.add(np.array([broken.index]), BrokenImage(broken.location, broken.reason))
-            yield Views(groups=[self._upload(group) for group in batch.groups], index=batch.index, label=batch.label)
+            groups = [self._upload(group) for group in batch.groups or none]
+            yield Views(groups=groups, index=batch.index, label=batch.label)
 
     def _upload(self, views: torch.Tensor) -> torch.Tensor:
         views = views.to(self.options.device, self.options.dtype, non_blocking=True)

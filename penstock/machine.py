@@ -24,6 +24,7 @@ PACKAGES = (  # the ones a figure can depend on
     "nvidia-dali-cuda130",
     "ffcv",
     "albumentations",
+    "scikit-learn",
     "timm",
     "webdataset",
     "spdl_io",

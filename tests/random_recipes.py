@@ -25,7 +25,7 @@ from penstock.augment.operations import (
     Solarize,
     VerticalFlip,
 )
-from penstock.augment.recipe import Recipe, View
+from penstock.augment.recipe import Growth, Recipe, View
 from penstock.augment.rows import Interpolation
 
 P = st.sampled_from([0.0, 0.5, 1.0])
@@ -83,3 +83,13 @@ def recipes(draw):
         )
     )  # fmt: skip
     return Recipe(name="random", about="a property test", views=tuple(views))
+
+
+@st.composite
+def growing_recipes(draw):
+    """Such a recipe, or its first kind of view alone, that grows over three epochs to 64 px."""
+    first, *others = draw(recipes()).resized(64).views
+    largest = [view for view in others if view.size > 20 and abs(view.size - 64) > 20]  # they must not become equal
+    sides = draw(st.sets(st.integers(32, 63), min_size=2, max_size=2))
+    growth = Growth(sizes=tuple(enumerate([*sorted(sides), 64])), of=3)
+    return Recipe(name="random", about="a property test", views=(first, *largest), growth=growth)

@@ -114,6 +114,12 @@ def test_what_was_measured_is_kept(choose, measured):
     assert first.name == second.name and first.pairs_per_s == second.pairs_per_s
 
 
+def test_views_that_grow_are_measured_at_their_last_size(choose, measured):
+    choose()
+    assert choose(recipe=load_recipe("moco-v2", size=SIZE).growing(8)).from_cache
+    assert not choose(recipe=load_recipe("moco-v2", size=2 * SIZE)).from_cache
+
+
 @pytest.mark.parametrize(
     "other", [{"batch": 6}, {"workers": 1}, {"dtype": torch.float16}, {"recipe": load_recipe("simclr", size=SIZE)},
               {"executor": "fused_cpu"}, {"on_error": "skip"}], ids=str,

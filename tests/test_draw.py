@@ -290,6 +290,30 @@ def test_a_run_of_another_length_scales_the_stages():
         assert stages[-1][1].brightness == 1.0
 
 
+@pytest.mark.parametrize("name", ["moco-v2", "albumentations-7-gradual", "pool-14", "multi-crop"])
+def test_a_growing_recipe_is_drawn_as_the_recipe_of_the_epochs_size(name):
+    recipe, n = load_recipe(name, size=64), 500
+    growing, sizes = recipe.growing(32, step=16), {"height": np.full(n, 90), "width": np.full(n, 120)}
+    for epoch, side in ((0, 32), (1, 48), (2, 64)):
+        rows, plain = (
+            draw(each, seed=3, epoch=epoch, index=np.arange(n), **sizes) for each in (growing, recipe.resized(side))
+        )
+        assert all(np.array_equal(a, b) for a, b in zip(vars(rows).values(), vars(plain).values(), strict=True))
+        last = draw(recipe, seed=3, epoch=epoch, index=np.arange(n), **sizes)
+        np.testing.assert_array_equal(rows.boxes(), last.boxes())  # what is seen does not depend on the size
+
+
+def test_blurs_and_holes_are_kept_within_views_that_grow():
+    operations = (CenterCrop(), GaussianBlur(sigma=(9.0, 9.0), p=1.0), CoarseDropout(height=(40, 40), p=1.0))
+    recipe = Recipe(name="", about="", views=(View(operations=operations, size=64),)).growing(16, step=16)
+    sizes = {"index": np.arange(1), "height": np.full(1, 90), "width": np.full(1, 90)}
+    for epoch, side in enumerate((16, 32, 48, 64)):
+        rows = draw(recipe, seed=0, epoch=epoch, **sizes)
+        assert values(rows, Opcode.GAUSSIAN_BLUR, 0) == 9.0  # in pixels, whatever the size
+        assert values(rows, Opcode.GAUSSIAN_BLUR, 1) == min(27, side - 1)
+        assert values(rows, Opcode.COARSE_DROPOUT, 1) == min(40, side)
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_no_epoch_replays_another_and_neighbours_are_uncorrelated(name):
     recipe = load_recipe(name)

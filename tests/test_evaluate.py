@@ -19,17 +19,18 @@ import torchvision
 from PIL import Image
 from sklearn.metrics import precision_recall_fscore_support
 
+from penstock.augment import RECIPES
 from penstock.engine.checkpoint import load_checkpoint
 from penstock.engine.csv_log import read_csv
 from penstock.engine.evaluate import protocols
 from penstock.engine.evaluate.protocols import PROTOCOLS, Outcome
-from penstock.engine.evaluate.run import main
+from penstock.engine.evaluate.run import Config, main, views_of
 from penstock.engine.evaluate.trained import Said, load_trained
 from penstock.engine.train import main as train
 from penstock.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-CLASSES, TRAIN, VAL = 7, 70, 28  # more than five classes, so that there is a top-5
+CLASSES, TRAIN, SUBSET, VAL = 7, 70, 63, 28  # more than five classes, so that there is a top-5
 TINY = ["--loader", "folder", "--width", "8", "--size", "16", "--batch", "10", "--queue", "20", "--epochs", "1",
         "--lr", "0.03", "--workers", "2", "--knn-k", "20", "--bn-splits", "1"]  # fmt: skip
 CPU = torch.device("cpu")
@@ -62,7 +63,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a training run."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    assert train([*TINY, "--data", str(images), "--out", str(out)]) == 0
+    assert train([*TINY, "--data", str(images), "--subset", str(SUBSET), "--out", str(out)]) == 0
     return out
 
 
@@ -83,7 +84,7 @@ def test_every_protocol_has_figures_of_both_sets_and_networks(evaluated: dict[st
                 assert 0 <= found["top1"] <= found["top5"] <= 100
         assert figures["geometry"]["validation"]["uniformity"] < 0
     assert evaluated["figures"]["trained"]["probe"]["validation"]["top1"] > 100 / CLASSES
-    assert "moco-v2 on" in evaluated["network"] and "70 images" in evaluated["images"]
+    assert "moco-v2 on" in evaluated["network"] and f"{SUBSET} images" in evaluated["images"]
     assert evaluated["figures"]["trained"]["geometry"]["images"] == [21, 21]
 
 
@@ -133,6 +134,16 @@ def test_an_evaluation_replaces_the_last_one_s_files(run: Path, tmp_path: Path) 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "results.json"]
 
 
+def test_a_regression_that_has_not_converged_is_named(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--protocols", "logistic", "--map-images", "0", "--out", str(tmp_path)]
+    assert main([str(run), *options, "--logistic-iterations", "1"]) == 0
+    assert "has not converged: raise --logistic-iterations" in capsys.readouterr().out
+    assert main([str(run), *options]) == 0
+    assert "has not converged" not in capsys.readouterr().out
+
+
 def test_the_projection_is_another_space(run: Path, tmp_path: Path, evaluated: dict[str, Any]) -> None:
     options = ["--features", "projection", "--protocols", "knn,geometry", "--knn-k", "20", "--map-images", "0"]
     assert main([str(run / "last.pt"), *options, "--geometry-images", "21", "--out", str(tmp_path)]) == 0
@@ -141,6 +152,16 @@ def test_the_projection_is_another_space(run: Path, tmp_path: Path, evaluated: d
     for name, value in found["validation"].items():
         same = value == pytest.approx(backbone["validation"][name], rel=1e-5)
         assert same == name.startswith("pixel"), name  # the views are the same
+
+
+def test_views_are_normalised_as_in_training_and_drawn_as_a_recipe_ends(run: Path) -> None:
+    trained = load_trained(run, Said(), CPU)
+    config = Config(checkpoint=run, recipe="gradual", size=24)
+    views = views_of(config, trained)
+    assert trained.recipe is not None and views.mean == trained.recipe.mean != RECIPES["gradual"].mean
+    assert views.size == 24 and "> ColorJitter(brightness 1," in str(views)
+    own = views_of(Config(checkpoint=run, recipe="multi-crop", size=24), trained)
+    assert [(view.size, view.count) for view in own.views] == [(24, 2)]  # small views are another augmentation
 
 
 def test_other_images_and_fewer_of_them(run: Path, images: Path, tmp_path: Path) -> None:

@@ -143,6 +143,27 @@ def test_groups_of_several_sizes():
     assert large.isfinite().all() and small.isfinite().all()
 
 
+@pytest.mark.parametrize("name", [*CPU_EXECUTORS, "dali"])  # fused_gpu's: test_fused_gpu.py
+def test_an_executor_follows_views_that_grow(name):
+    """One that has made views of another size before makes the same ones as a new one on a recipe of that size."""
+    if name == "dali":
+        pytest.importorskip("nvidia.dali")
+    recipe, pixels = load_recipe("a", size=40), images(3)
+    growing, executor = recipe.growing(16, step=16), choose_executor(name, recipe)
+    for epoch, size in ((0, 16), (2, 40), (1, 32), (0, 16)):
+        (made,) = run(executor, growing.at(epoch), pixels, epoch=epoch)
+        (expected,) = run(choose_executor(name, recipe), recipe.resized(size), pixels, epoch=epoch)
+        assert made.shape[-1] == size and torch.equal(made, expected)
+
+
+def test_a_foreign_transform_is_tried_on_the_smallest_views():
+    rain = Albumentations(transform="RandomRain", arguments={"drop_length": 20}, p=1.0)  # of more than 20 px
+    recipe = one_view(CenterCrop(), rain, size=64)
+    choose_executor("fused_cpu", recipe.growing(32, step=32))
+    with pytest.raises(UserError, match="RandomRain fails on views of 16 pixels"):
+        choose_executor("fused_cpu", recipe.growing(16, step=48))
+
+
 def test_auto_takes_the_compiled_executor_on_a_cpu():
     assert choose_executor("auto", load_recipe("moco-v2")).name == "fused_cpu"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 
 from penstock.augment import Recipe, load_recipe
 from penstock.augment.operations import CenterCrop
-from penstock.augment.recipe import View
+from penstock.augment.recipe import Growth, View
 from penstock.errors import UserError
 from penstock.loaders import Options
 from penstock.loaders.beton import BetonSource
@@ -71,6 +72,26 @@ def test_kept_batches_do_not_change(loader: FFCVPackageLoader) -> None:
     for views in loader.epoch(0):
         kept.append(views.groups[0])
         copies.append(views.groups[0].clone())
+    assert all(torch.equal(a, b) for a, b in zip(kept, copies, strict=True))
+
+
+@needs_ffcv
+def test_views_grow(shard: BetonSource) -> None:
+    """The package compiles the size in: a Loader for each one."""
+    small = View(operations=WHOLE.operations, size=12)
+    growth = Growth(sizes=((0, 32), (2, 48)), of=3)
+    recipe = replace(PLAIN, views=(replace(WHOLE, size=48), small), growth=growth)
+    kept, copies = [], []
+    with FFCVPackageLoader(shard, Options(recipe=recipe, order=Order(COUNT, 8))) as loader:
+        for epoch, side, small_side in ((0, 32, 8), (1, 32, 8), (2, 48, 12)):
+            for step, views in enumerate(loader.epoch(epoch)):
+                assert [group.shape for group in views.groups] == [(16, 3, side, side), (8, 3, small_side, small_side)]
+                index = loader.order.indices(epoch, step)
+                for group in views.groups:
+                    grey = (255 * group).mean(dim=(1, 2, 3)).round().long().tolist()
+                    assert grey == np.tile(3 * index, len(group) // 8).tolist()
+                    kept.append(group)
+                    copies.append(group.clone())
     assert all(torch.equal(a, b) for a, b in zip(kept, copies, strict=True))
 
 

@@ -235,3 +235,16 @@ def test_slots_may_be_run_in_pieces():
     whole = fused_cpu.run_slots(image, *program(crop, *others), 24)
     first = fused_cpu.run_slots(image, *program(crop), 24)
     assert np.array_equal(fused_cpu.run_slots(first, *program(*others), 24), whole)
+
+
+def test_sizes_that_views_have_grown_out_of_leave_no_room_behind():
+    recipe = load_recipe("multi-crop", size=64).growing(32, step=4)
+    image = Pixels.from_images(photographs(1))
+    for epoch in range(recipe.growth.of):
+        now = recipe.at(epoch)
+        rows = draw(now, seed=0, epoch=epoch, index=np.arange(1), height=image.height, width=image.width)
+        for size, views in now.groups:
+            out = torch.empty(views.stop - views.start, 1, size, size, 3).permute(0, 1, 4, 2, 3)
+            fused_cpu.run(image, rows.views(views), now, out)
+    assert recipe.growth.of > fused_cpu.SPACES == len(fused_cpu._kept.spaces)
+    assert set(fused_cpu._kept.spaces) >= {size for size, _ in recipe.groups}

@@ -187,6 +187,14 @@ def test_groups_of_two_sizes():
         assert distance(images, rows.views(group.views), group.size).mean() <= 1
 
 
+def test_views_that_grow():
+    """From a size that one program holds to one that is cut into tiles."""
+    images, recipe = [photograph(50, 44, 1)], load_recipe("a", size=40).growing(16, step=24)
+    for epoch, size in ((0, 16), (2, 40)):
+        assert recipe.at(epoch).size == size
+        assert distance(images, drawn(recipe, images, epoch), size).mean() <= 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_output_types(dtype):
     recipe, images = RECIPES["moco-v2"], [photograph(9, 9, 1)]

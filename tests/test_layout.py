@@ -124,7 +124,7 @@ def test_optional_packages_are_imported_where_they_are_used() -> None:
     """A user without them can import everything, and a user with them does not wait for them."""
     code = (
         "import sys, penstock.loaders, penstock.engine.train\n"
-        "print(*(name for name in ('nvidia.dali', 'ffcv', 'albumentations', 'timm') if name in sys.modules))"
+        "print(*(name for name in ('nvidia.dali', 'ffcv', 'albumentations', 'timm', 'sklearn') if name in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

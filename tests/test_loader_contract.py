@@ -20,7 +20,7 @@ from penstock.augment.operations import (
     RandomChoice,
 )
 from penstock.augment.pixels import Pixels
-from penstock.augment.recipe import View
+from penstock.augment.recipe import Growth, View
 from penstock.errors import BrokenImage, UserError
 from penstock.loaders import LOADERS, Subset, make_loader, missing, open_source
 from penstock.loaders.order import Order
@@ -40,6 +40,13 @@ CHANGING = Recipe(
         View(operations=(WHOLE,), size=SIZE // 2, count=2),
     ),
 )  # fmt: skip
+# Two views and a small one, whole images, that grow at each of three epochs.
+GROWING = Recipe(
+    name="growing", about="",
+    views=(View(operations=(WHOLE,), size=32, count=2), View(operations=(WHOLE,), size=20)),
+    growth=Growth(sizes=((0, 16), (1, 24), (2, 32)), of=3),
+)  # fmt: skip
+GROWN = {0: (16, 10), 1: (24, 15), 2: (32, 20)}
 
 
 def need(name):
@@ -49,6 +56,13 @@ def need(name):
 
 @pytest.fixture(params=list(LOADERS))
 def name(request):
+    need(request.param)
+    return request.param
+
+
+@pytest.fixture(params=[name for name in LOADERS if name != "ffcv-package"])
+def quick(request):
+    """All but the package that compiles its pipelines anew for each size; test_ffcv_package.py has it."""
     need(request.param)
     return request.param
 
@@ -181,6 +195,44 @@ def test_views_of_several_kinds_and_strengths_that_depend_on_the_epoch(name, mak
         assert torch.equal(*small.chunk(2)) and not torch.equal(first, first.flip(3))
 
 
+def test_views_grow_from_epoch_to_epoch(quick, make, data):
+    """Also back again, and with batches of another size on their way: sizes are the epoch's, nothing else's."""
+    loader = make(quick, recipe=GROWING)
+    next(loader.epoch(2))  # and the rest of it is dropped
+    for epoch in (0, 1, 2, 0):
+        batches = list(loader.epoch(epoch))
+        assert len(batches) == len(loader)
+        for views in batches:
+            large, small = views.groups
+            side, small_side = GROWN[epoch]
+            assert large.shape == (2 * BATCH, 3, side, side) and small.shape == (BATCH, 3, small_side, small_side)
+            assert large.is_contiguous(memory_format=torch.channels_last) or quick == "torchvision"
+            if quick != "synthetic":
+                assert torch.equal(*large.chunk(2))
+                for view, i in zip(large, views.index.tolist(), strict=False):
+                    assert (coarse(view) - coarse(square(data, i))).abs().mean() < 0.3
+
+
+def square(data, i):
+    """The image's central square, normalised, [3, S, S]."""
+    image = Image.open(data.path(i)).convert("RGB")
+    (width, height), side = image.size, min(image.size)
+    top, left = (height - side) // 2, (width - side) // 2
+    pixels = torch.from_numpy(np.asarray(image)[top : top + side, left : left + side].copy()).permute(2, 0, 1) / 255
+    return (pixels - torch.tensor(GROWING.mean)[:, None, None]) / torch.tensor(GROWING.std)[:, None, None]
+
+
+def coarse(view):
+    """[3, S, S] as the means of 4 × 4 fields, so that pictures of all sizes can be held against each other."""
+    return torch.nn.functional.adaptive_avg_pool2d(view[None].contiguous(), 4)[0]
+
+
+def test_an_empty_part_of_a_kept_tail_has_the_epochs_size(quick, make):
+    for epoch, (side, small_side) in GROWN.items():  # and the part is empty in each of them
+        *_, last = make(quick, recipe=GROWING, rank=1, world=2, batch=5, keep_tail=True).epoch(epoch)
+        assert [group.shape for group in last.groups] == [(0, 3, side, side), (0, 3, small_side, small_side)]
+
+
 def test_a_batch_splits_into_its_views(make):
     views = next(make("folder", recipe=CHANGING).epoch(0))
     large, small = views.groups
@@ -214,6 +266,26 @@ def test_batches_own_their_memory(name, options, make):
         for views, copy in zip(kept, copies, strict=True)
         for a, b in zip(views.groups, copy, strict=True)
     )
+
+
+def test_batches_that_are_kept_while_views_grow_do_not_change(quick, make):
+    kept, copies = [], []
+    for epoch in (0, 1, 2, 0, 2):
+        for views in make(quick, recipe=GROWING).epoch(epoch):
+            kept += views.groups[epoch % 2 :]  # of some batches a part only
+            copies += [group.clone() for group in views.groups[epoch % 2 :]]
+    gc.collect()
+    assert all(torch.equal(a, b) for a, b in zip(kept, copies, strict=True))
+
+
+@pytest.mark.parametrize("loader", ["folder", "synthetic"])
+def test_memory_of_a_size_that_is_over_does_not_lie_ready(loader, make):
+    loader = make(loader, recipe=GROWING)
+    for epoch, (large, small) in GROWN.items():
+        list(loader.epoch(epoch))
+        gc.collect()
+        shapes = (2 * BATCH * 3 * large**2, BATCH * 3 * small**2)
+        assert set(loader.memory._free) == {4 * numbers for numbers in shapes}
 
 
 def test_ranks_share_an_epoch_without_overlap(name, make):
@@ -260,6 +332,19 @@ def test_iterating_walks_epochs_and_remembers_what_was_handed_out(name, make):
     assert torch.equal(torch.cat([views.index for views in loader]), torch.cat(whole[2:]))
 
 
+def test_a_run_goes_on_in_mid_epoch_at_the_size_it_had(quick, make):
+    loader = make(quick, recipe=GROWING)
+    loader.load_state_dict(START)
+    whole = [list(loader) for _ in range(3)]
+    loader.load_state_dict(START | {"epoch": 1, "consumed": 2 * BATCH})
+    rest = [list(loader) for _ in range(2)]
+    for views, again in zip([*whole[1][2:], *whole[2]], [*rest[0], *rest[1]], strict=True):
+        assert torch.equal(views.index, again.index)
+        assert [group.shape for group in views.groups] == [group.shape for group in again.groups]
+        if quick != "synthetic":
+            assert_same([views], [again])  # whole images: nothing in them is drawn
+
+
 @pytest.fixture(params=RECIPES)
 def recipe(request):
     return load_recipe(request.param, size=24)  # rain takes more than 20 px
@@ -294,6 +379,55 @@ def test_views_are_the_executors_of_the_image_as_pillow_reads_it(ours, recipe, m
             expected = torch.empty_like(made)
             executor(pixels, rows.views(group.views), recipe, expected.unflatten(0, (-1, len(index))))
             assert torch.equal(made, expected)
+
+
+def test_growing_views_are_the_executors_of_the_image_at_the_epochs_size(ours, recipe, make, data):
+    growing, executor = recipe.resized(32).growing(24, step=4), choose_executor("auto", recipe)
+    loader = make(ours, recipe=growing, keep_tail=True)
+    for epoch, side in ((2, 32), (0, 24), (1, 28)):
+        plain = recipe.resized(32).resized(side)
+        for views in loader.epoch(epoch):
+            index = views.index.numpy()
+            pixels = Pixels.from_images([np.asarray(Image.open(data.path(i)).convert("RGB")) for i in index])
+            rows = draw(plain, seed=0, epoch=epoch, index=index, height=pixels.height, width=pixels.width)
+            for group, made in zip(plain.groups, views.groups, strict=True):
+                expected = made.new_empty(
+                    (group.views.stop - group.views.start) * len(index), 3, group.size, group.size
+                )
+                expected = expected.to(memory_format=torch.channels_last)
+                executor(pixels, rows.views(group.views), plain, expected.unflatten(0, (-1, len(index))))
+                assert torch.equal(made, expected)
+
+
+def test_workers_ranks_and_going_on_change_no_pixel_of_growing_views(ours, make):
+    recipe = load_recipe("multi-crop", size=32).growing(16).over(6)
+    whole = [view for epoch in range(6) for view in make(ours, recipe=recipe).epoch(epoch)]
+    with make(ours, recipe=recipe, workers=7, fresh=True) as loader:
+        begun = [views for _ in range(3) for views in loader]
+        begun += [views for _, views in zip(range(2), loader, strict=False)]  # stopped in mid-epoch
+        state = loader.state_dict()
+    with make(ours, recipe=recipe, workers=1, fresh=True) as loader:
+        loader.load_state_dict(state)
+        rest = [views for _ in range(6 - state["epoch"]) for views in loader]
+    assert_same(whole[: len(begun)], begun)
+    consumed = 3 * (IMAGES // BATCH) + state["consumed"] // BATCH
+    assert_same(whole[consumed:], rest)
+    for epoch in (1, 2, 5):
+        shares = {}
+        for rank in range(2):
+            with make(ours, recipe=recipe, fresh=True, rank=rank, world=2, batch=BATCH // 2) as loader:
+                shares |= by_sample(loader.epoch(epoch))
+        assert_same_views(by_sample(make(ours, recipe=recipe).epoch(epoch)), shares)
+
+
+def test_epochs_of_two_sizes_at_once(make):
+    """One thread's batches are of one size while another's are of the other."""
+    recipe = load_recipe("multi-crop", size=32).growing(16, step=16)
+    loader = make("folder", recipe=recipe)
+    alone = [list(loader.epoch(epoch)) for epoch in (0, 1)]
+    pairs = list(zip(loader.epoch(0), loader.epoch(1), strict=True))
+    assert_same(alone[0], [small for small, _ in pairs])
+    assert_same(alone[1], [large for _, large in pairs])
 
 
 def test_no_two_epochs_show_the_same_views(recipe, make):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -79,6 +80,30 @@ def test_only_so_much_lies_ready() -> None:
     many.clear()
     (ready,) = memory._free.values()
     assert len(ready) == KEPT and {array.ctypes.data for array in ready} <= places
+
+
+def test_memory_of_a_kind_that_is_over_goes() -> None:
+    """Views that have grown leave nothing behind but what is still held."""
+    memory = Recycler()
+    memory.turn_to("small")
+    kept, dropped = (memory.empty(SHAPE, torch.float32).fill_(value) for value in (7, 8))
+    place = dropped.data_ptr()
+    del dropped
+    memory.turn_to("small")  # the same: nothing changes
+    dropped = memory.empty(SHAPE, torch.float32)
+    assert dropped.data_ptr() == place
+    del dropped
+    ready = [weakref.ref(array) for shelf in memory._free.values() for array in shelf]
+    assert len(ready) == 1
+    memory.turn_to("large")
+    assert [array() for array in ready] == [None] and not memory._free
+    larger = memory.empty((2 * SHAPE[0], *SHAPE[1:]), torch.float32).fill_(9)
+    assert (kept == 7).all()
+    lent = kept.data_ptr()
+    del kept, larger
+    gc.collect()
+    (shelf,) = memory._free.values()  # the large one's alone: what came back late does not lie ready either
+    assert len(shelf) == 1 and shelf[0].ctypes.data != lent
 
 
 def test_threads_never_share_memory() -> None:

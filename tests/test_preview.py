@@ -17,6 +17,7 @@ from penstock.augment.executors import BACK_ENDS
 from penstock.augment.operations import Albumentations, RandomResizedCrop
 from penstock.augment.preview import Config, Strip, caption, compare, draw_sheet, levels, make_strips, read_image
 from penstock.augment.recipe import View
+from penstock.augment.recipes import dump_recipe
 from penstock.augment.rows import PARAMETERS, Opcode, Rows
 from penstock.errors import UserError
 
@@ -171,6 +172,15 @@ def test_the_command_writes_a_picture(photo: Path, tmp_path: Path, capsys: pytes
     assert "moco-v2: 2 views of 16 px" in printed
     assert str(out) in printed
     assert sorted(tmp_path.iterdir()) == sorted([photo, out])
+
+
+def test_views_that_grow_are_shown_at_the_epochs_size(photo: Path, tmp_path: Path, capsys) -> None:
+    recipe = tmp_path / "growing.yaml"
+    recipe.write_text(dump_recipe(load_recipe("multi-crop", size=24).growing(16, step=4).over(30)))
+    for epoch, line in (("9", "2 views of 16 px"), ("10", "2 views of 20 px"), ("29", "2 views of 24 px")):
+        arguments = ["--recipe", str(recipe), "--epoch", epoch, "--draws", "1", "--executors", "fused_cpu"]
+        assert preview.main([str(photo), *arguments, "--out", str(tmp_path / "sheet.png")]) == 0
+        assert line in capsys.readouterr().out
 
 
 def test_no_picture_is_left_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -19,10 +21,10 @@ from penstock.augment.operations import (
     RandomResizedCrop,
     Solarize,
 )
-from penstock.augment.recipe import View
+from penstock.augment.recipe import Growth, View
 from penstock.augment.recipes import dump_recipe, parse_recipe
 from penstock.errors import UserError
-from tests.random_recipes import recipes
+from tests.random_recipes import growing_recipes, recipes
 
 CROP = RandomResizedCrop()
 
@@ -78,6 +80,89 @@ def test_multi_crop_has_two_groups_that_are_resized_in_proportion():
     assert load_recipe("multi-crop", size=112).groups == ((112, slice(0, 2)), (48, slice(2, 8)))
 
 
+GROWING = Growth(sizes=((0, 160), (60, 192), (75, 224)), of=90)
+
+
+def growing(name="moco-v2", growth=GROWING):
+    return replace(load_recipe(name), growth=growth)
+
+
+def test_a_growing_recipe_is_the_recipe_of_the_epochs_size():
+    recipe, plain = growing("multi-crop"), load_recipe("multi-crop")
+    for epoch, large, small in (
+        (0, 160, 69),
+        (59, 160, 69),
+        (60, 192, 82),
+        (74, 192, 82),
+        (75, 224, 96),
+        (89, 224, 96),
+    ):
+        assert recipe.at(epoch) == plain.resized(large)
+        assert recipe.at(epoch).groups == ((large, slice(0, 2)), (small, slice(2, 8)))
+    assert recipe.at(0).at(75) == recipe.at(0)  # plain: nothing in it depends on the epoch any more
+    assert recipe.groups == plain.groups and recipe.size == 224 and recipe.smallest == 69
+
+
+def test_growth_and_strength_depend_on_the_epoch_together():
+    recipe = load_recipe("gradual").growing(16).over(200)
+    assert [(recipe.at(e).size, recipe.at(e).views[0].operations[2].brightness) for e in (0, 66, 100, 133, 150)] == [
+        (16, 0.4), (24, 0.6), (24, 0.8), (32, 0.8), (32, 1.0),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "step", "epochs", "expected"),
+    [
+        (160, 224, None, 90, [(0, 160), (30, 192), (60, 224)]),
+        (160, 224, 16, 100, [(0, 160), (20, 176), (40, 192), (60, 208), (80, 224)]),
+        (100, 200, None, 5, [(0, 100), (1, 128), (2, 160), (3, 192), (4, 200)]),
+        (100, 200, None, 4, [(0, 128), (1, 160), (2, 192), (3, 200)]),  # a size more than epochs: the first one goes
+        (160, 224, None, 1, [(0, 224)]),
+        (16, 32, None, 9, [(0, 16), (3, 24), (6, 32)]),
+        (31, 32, None, 9, [(0, 31), (4, 32)]),
+    ],
+)
+def test_sizes_have_equal_parts_of_a_run(first, last, step, epochs, expected):
+    growth = load_recipe("moco-v2", size=last).growing(first, step=step).over(epochs).growth
+    assert list(growth.sizes) == expected and growth.of == epochs
+
+
+def test_growing_from_the_last_size_is_not_growing():
+    assert growing().growing(224) == load_recipe("moco-v2")
+
+
+def test_growth_over_a_run_of_another_length():
+    assert GROWING.over(90) == GROWING
+    assert GROWING.over(18).sizes == ((0, 160), (12, 192), (15, 224))
+    assert GROWING.over(1).sizes == ((0, 224),)
+
+
+def test_another_size_is_grown_to_in_proportion():
+    half = growing("multi-crop").resized(112)
+    assert [half.at(epoch).groups for epoch in (0, 60, 75)] == [
+        ((size, slice(0, 2)), (small, slice(2, 8))) for size, small in ((80, 34), (96, 41), (112, 48))
+    ]
+    assert growing().resized(224) == growing()
+    assert growing(growth=Growth(sizes=((0, 222), (1, 223), (2, 224)), of=3)).resized(32).growth.sizes == ((0, 32),)
+
+
+def test_growth_is_in_a_recipes_line():
+    assert str(growing("a", Growth(sizes=((0, 16), (7, 32)), of=9))) == (
+        "a, growing (from 0: 16 px; from 7: 32 px; of 9): 2 views of 32 px: RandomResizedCrop(scale .08-1)"
+    )
+
+
+def test_a_recipe_that_does_not_grow_is_written_as_ever():
+    assert "growth" not in dump_recipe(load_recipe("moco-v2"))
+    assert yaml.safe_load(dump_recipe(growing()))["growth"] == {"sizes": [[0, 160], [60, 192], [75, 224]], "of": 90}
+
+
+@settings(max_examples=50, deadline=None)
+@given(growing_recipes())
+def test_yaml_reads_any_growing_recipe_back_equal(recipe):
+    assert recipe.growth and parse_recipe(yaml.safe_load(dump_recipe(recipe))) == recipe
+
+
 def test_pool_14_has_fourteen_operations_and_none():
     choice = load_recipe("pool-14").views[0].operations[1]
     assert (len(choice.operations), choice.operations.count(None), choice.times) == (15, 1, 2)
@@ -106,6 +191,7 @@ def test_the_example_of_the_documentation_loads(tmp_path):
     recipe = load_recipe(str(path))
     assert recipe.views[0].operations[1] == ColorJitter(p=0.8)
     assert recipe.foreign == (Albumentations(transform="RandomRain", arguments={"drop_length": 20}, p=1.0),)
+    assert recipe.growth == GROWING
 
 
 @pytest.mark.parametrize(
@@ -138,6 +224,13 @@ def test_the_example_of_the_documentation_loads(tmp_path):
         (lambda: load_recipe("mocov2"), "'mocov2' is not known: choose one of moco-v1"),
         (lambda: load_recipe("no-such.yaml"), "no-such.yaml: cannot be read"),
         (lambda: load_recipe("moco-v2", size=4), "--size 8 is the least"),
+        (lambda: load_recipe("moco-v2").growing(256), "--first-size 256 is more than the views' 224 pixels"),
+        (lambda: load_recipe("moco-v2").growing(4), "they must rise, from 8 pixels on"),
+        (lambda: growing(growth=Growth(sizes=((0, 16), (1, 32)), of=2)), "grows to 32 pixels, and its first view has"),
+        (lambda: Growth(sizes=((1, 16),), of=2), "growth: stages start at epochs .1. of 2: they begin at 0"),
+        (lambda: Growth(sizes=((0, 16), (2, 32)), of=2), "they begin at 0, rise, and end before"),
+        (lambda: Growth(sizes=((0, 32), (1, 16)), of=2), "they must rise, from 8 pixels on"),
+        (lambda: load_recipe("multi-crop").growing(8), "at 8 pixels, views of different sizes become one size"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(make, message):
@@ -193,6 +286,13 @@ def test_a_file_that_is_no_text_is_named(tmp_path):
         ("{name: [a], views: [{operations: [RandomResizedCrop]}]}", "name and about are texts"),
         ("views: [{count: 300, operations: [RandomResizedCrop]}]", "a number from 1 to 64"),
         ("views: [{size: big, operations: [RandomResizedCrop]}]", "too small|must be"),
+        ("{growth: 160, views: [{operations: [RandomResizedCrop]}]}", "growth is written as a mapping"),
+        ("{growth: {of: 3}, views: [{operations: [RandomResizedCrop]}]}", "growth needs sizes"),
+        ("{growth: {sizes: 160, of: 3}, views: [{operations: [RandomResizedCrop]}]}", "a list of .first epoch, pixels"),
+        ("{growth: {sizes: [160, 224], of: 3}, views: [{operations: [RandomResizedCrop]}]}", "a list of .first epoch"),
+        ("{growth: {sizes: [[0, x]], of: 3}, views: [{operations: [RandomResizedCrop]}]}", "a list of .first epoch"),
+        ("{growth: {sizes: [], of: 3}, views: [{operations: [RandomResizedCrop]}]}", "they begin at 0"),
+        ("{growth: {sizes: [[0, 224]], of: x}, views: [{operations: [RandomResizedCrop]}]}", "a number of epochs"),
     ],
 )
 def test_a_bad_file_is_named_with_what_is_wrong_in_it(text, message, tmp_path):

@@ -151,6 +151,7 @@ def _memory(out: torch.Tensor, recipe: Recipe) -> Target:
 
 # What a thread works in, kept from call to call: taken from the system anew, its pages cost as much as a view.
 _kept = threading.local()
+SPACES = 4  # sizes of views that a thread keeps room for: views that grow leave sizes behind
 
 
 def _workspace(size: int, longest: int, pixels: int) -> Workspace:
@@ -161,6 +162,8 @@ def _workspace(size: int, longest: int, pixels: int) -> Workspace:
         most = max(before[0], longest), max(before[1], pixels)
         space = allocate(size, *most)
         spaces[size] = most, space
+        if len(spaces) > SPACES:
+            del spaces[next(iter(spaces))]
     return space
 
 

@@ -57,8 +57,8 @@ def probe_view(size: int, like: Recipe) -> Recipe:
 
 
 def large_views(recipe: Recipe) -> Recipe:
-    """The recipe without the small views of a multi-crop one, which are another augmentation."""
-    return replace(recipe, views=tuple(view for view in recipe.views if view.size == recipe.size))
+    """The recipe at its last size, without the small views of a multi-crop one, which are another augmentation."""
+    return replace(recipe, views=tuple(view for view in recipe.views if view.size == recipe.size), growth=None)
 
 
 def in_order(

@@ -23,6 +23,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -118,7 +119,10 @@ def main(arguments: list[str] | None = None) -> int:
     config = parse(arguments)
     names = check(config)
     team = join(config.device)
+    if team.world > 1:
+        raise UserError(f"an evaluation runs on one rank, not on {team.world}: start it without torchrun")
     share_cpus(team)
+    torch.backends.cudnn.benchmark = True  # batches have few shapes: let it find the fastest kernels
     said = Said(arch=config.arch, width=config.width, stem=config.stem, method=config.method)
     trained = load_trained(config.checkpoint, said, team.device, size=config.size)
     if config.features == "projection" and trained.run is None:

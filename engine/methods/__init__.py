@@ -33,7 +33,7 @@ def build_method(config: CompleteConfig, team: Team) -> Method:
         synchronise_batch_norm(method, team)
     if config.compile != "off":
         for network in method.networks():
-            network.compile(mode=config.compile)
+            network.compile(mode=config.compile, dynamic=False)  # views have few sizes
     return method
 
 
