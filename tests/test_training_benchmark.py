@@ -1,0 +1,429 @@
+"""The training benchmark: its usual step, its clock, its rows, what it refuses. Absolute speeds are nobody's test."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import nn
+
+from penstock.benchmarks import training
+from penstock.benchmarks.plan import OURS
+from penstock.benchmarks.race import Clock
+from penstock.benchmarks.training_chart import draw_chart
+from penstock.benchmarks.training_lineup import Lineup
+from penstock.benchmarks.training_official import OfficialStep, Parts, PartStep
+from penstock.benchmarks.training_race import Contender, Feed, Row, SameBatch, race
+from penstock.benchmarks.training_report import fed, part_by_part, show
+from penstock.benchmarks.training_steps import PenstockStep, Setting, more_and_more, part_step, penstock_step
+from penstock.engine.data import build_loader
+from penstock.engine.defaults import METHODS
+from penstock.engine.loop import Trainer
+from penstock.engine.method import Encoder
+from penstock.engine.methods.moco import MoCo
+from penstock.engine.precision import Precision
+from penstock.errors import UserError
+from penstock.loaders import Loader, Views
+
+N, C, K, S = 4, 5, 12, 6
+CPU = torch.device("cpu")
+FP32, BF16 = Precision(device=CPU, dtype=None), Precision(device=CPU, dtype=torch.bfloat16)
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Sixteen photographs in two classes, which are enough for an epoch here; and a cache of their own."""
+    monkeypatch.setenv("PENSTOCK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("penstock.benchmarks.photographs.FEWEST", 16)
+    monkeypatch.setattr("penstock.benchmarks.photographs.BATCHES", 8)
+    rng = np.random.default_rng(0)
+    for i in range(16):
+        path = tmp_path / "photos" / f"class{i % 2}" / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8)).save(path)
+    return tmp_path / "photos"
+
+
+def arguments(photos: Path, *more: str) -> list[str]:
+    small = ["--data", str(photos), "--size", "32", "--width", "8", "--batch", "2", "--workers", "1"]
+    return [*small, "--seconds", "0.1", "--rounds", "2", *more]
+
+
+def setting(photos: Path, *more: str) -> Setting:
+    config = training.tyro.cli(training.Config, args=arguments(photos, *more))
+    return training.prepare(config)
+
+
+def views(seed: int = 0) -> Views:
+    group = torch.randn(2 * N, 3, S, S, generator=torch.Generator().manual_seed(seed))
+    return Views(groups=[group], index=torch.arange(N), label=torch.zeros(N, dtype=torch.long))
+
+
+def network() -> Encoder:
+    """Without BatchNorm, so that neither shuffling nor splitting can matter."""
+    torch.manual_seed(0)
+    return Encoder(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten()), nn.Linear(4 * (S - 2) ** 2, C))
+
+
+def sgd(encoder: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(encoder.parameters(), lr=0.5, momentum=0.9, weight_decay=1e-2)
+
+
+# The usual step.
+
+
+@pytest.mark.parametrize("parts", [None, Parts(channels_last=True, fused=True, foreach=True, late=True)])
+def test_the_usual_step_and_penstock_s_lose_the_same(parts: Parts | None) -> None:
+    moco = MoCo(network(), dim=C, queue=K, momentum=0.9, temperature=0.2)
+    ours = PenstockStep(moco, sgd(moco.encoder), FP32, seed=0)
+    encoder, common = network(), {"queue": moco.queues[0].keys.T.clone(), "momentum": 0.9, "temperature": 0.2}
+    usual = (
+        PartStep(encoder, sgd(encoder), parts=parts, precision=FP32, **common)
+        if parts
+        else OfficialStep(encoder, sgd(encoder), **common)
+    )
+    losses = [(usual(views(step)).item(), ours(views(step)).item()) for step in range(8)]  # the queue wraps around
+    theirs, mine = zip(*losses, strict=True)
+    assert mine == pytest.approx(theirs, rel=1e-5)
+    assert len(set(mine)) == 8
+    torch.testing.assert_close(moco.queues[0].keys.T, usual.queue, rtol=1e-4, atol=1e-5)
+
+
+def test_penstock_s_step_is_that_of_a_training_run(photos: Path, tmp_path: Path) -> None:
+    common = setting(photos, "--amp", "off")
+    common = replace(common, config=replace(common.config, lr=0.1, momentum=0.5))
+    steps = [penstock_step(common), penstock_step(common)]
+    x = Views(groups=[torch.randn(4, 3, 32, 32)], index=torch.arange(2), label=torch.zeros(2, dtype=torch.long))
+    before = copy.deepcopy(steps[0].method.state_dict())
+    with (
+        build_loader(common.config, common.source, common.recipe, common.team) as loader,
+        closing(
+            Trainer(
+                common.config, recipe=common.recipe, method=steps[0].method, loader=loader, team=common.team,
+                precision=common.precision, out=tmp_path,
+            )
+        ) as trainer,
+    ):  # fmt: skip
+        trainer._step([x])
+    steps[1](x)
+    states = [step.method.state_dict() for step in steps]
+    torch.testing.assert_close(states[1], states[0])
+    moved = ("encoder.head.0.weight", "key_encoder.head.0.weight", "queues.0.keys")
+    assert not any(torch.equal(states[1][name], before[name]) for name in moved)
+
+
+def test_the_usual_step_reads_its_loss_each_time() -> None:
+    step = OfficialStep(encoder := network(), sgd(encoder), queue=torch.zeros(C, K), momentum=0.9, temperature=0.2)
+    same = views()
+    same.groups[0][N:] = same.groups[0][:N]  # a query's own key is its nearest: cosine 1, and 0 to an empty queue
+    loss = step(same)
+    expected = -torch.log(torch.exp(torch.tensor(5.0)) / (torch.exp(torch.tensor(5.0)) + K))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert step.sums == pytest.approx({"loss": loss.item(), "top-1": 1.0, "top-5": 1.0})
+
+
+def test_parts_are_added_one_by_one_where_there_are_any(photos: Path) -> None:
+    in_float32, in_half = setting(photos, "--amp", "off"), setting(photos, "--amp", "bf16")
+    names = ["channels-last", "autocast", "fused optimizer", "foreach EMA", "loss read late"]
+    assert list(more_and_more(in_half)) == names
+    assert list(more_and_more(in_float32)) == [name for name in names if name != "autocast"]
+    assert list(more_and_more(in_half).values())[-1] == Parts(
+        channels_last=True, autocast=True, fused=True, foreach=True, late=True
+    )
+
+
+def test_a_part_is_what_its_name_says(photos: Path) -> None:
+    half = setting(photos, "--amp", "bf16")
+    plain, all_on = part_step(half, Parts()), part_step(half, list(more_and_more(half).values())[-1])
+    weight = all_on.f_q.backbone.layer1[0].conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    assert plain.f_q.backbone.layer1[0].conv1.weight.is_contiguous()
+    assert torch.equal(weight, plain.f_q.backbone.layer1[0].conv1.weight)
+    assert all_on.optimizer.param_groups[0]["fused"] and not plain.optimizer.param_groups[0]["fused"]
+    assert (all_on.precision.dtype, plain.precision.dtype) == (torch.bfloat16, None)
+    assert {group["lr"] for group in all_on.optimizer.param_groups} == {0.0}
+    x = Views(groups=[torch.randn(4, 3, 32, 32)], index=torch.arange(2), label=torch.zeros(2, dtype=torch.long))
+    for step in (plain, all_on):
+        step(x)
+    assert plain.sums["loss"] > 0 and all_on.sums["loss"] == 0
+    assert (plain.meter.steps, all_on.meter.steps) == (0, 1)
+
+
+# The clock, which here goes on only where something says that it took time.
+
+
+class Time:
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> Time:
+    made = Time()
+    monkeypatch.setattr("penstock.engine.meters.time", made)
+    monkeypatch.setattr("penstock.benchmarks.training_race.perf_counter", made.perf_counter)
+    return made
+
+
+class Slow(SameBatch):
+    """Epochs of a few batches, each of which takes a while, the first ones of an epoch excepted: they lie ready."""
+
+    def __init__(self, now: Time, *, steps: int = 1000, takes: float = 0.0, ready: int = 0) -> None:
+        super().__init__(views())
+        self.now, self.steps, self.takes, self.ready, self.epochs, self.asked = now, steps, takes, ready, 0, 0
+
+    def __iter__(self) -> Iterator[Views]:
+        self.epochs += 1
+        for step in range(self.steps):
+            self.asked += 1
+            self.now.now += self.takes * (step >= self.ready)
+            yield self.views
+
+
+class Fake:
+    """A step that takes so long, or fails."""
+
+    layout = torch.contiguous_format
+
+    def __init__(self, now: Time, *, takes: float = 0.0, fails: bool = False) -> None:
+        self.now, self.takes, self.fails, self.steps = now, takes, fails, 0
+
+    def __call__(self, views: Views) -> torch.Tensor:
+        self.steps += 1
+        self.now.now += self.takes
+        if self.fails:
+            raise RuntimeError("out of memory\nat some address")
+        return torch.zeros(())
+
+
+def contender(step: Fake, feed: Feed) -> Contender:
+    return Contender(row=Row(step="penstock", feeder="folder"), step=step, feed=feed, device=CPU)
+
+
+def test_waiting_is_the_loader_s_time_not_the_step_s(now: Time) -> None:
+    each = contender(Fake(now, takes=0.03), Feed(Slow(now, takes=0.01)))
+    each.measure(0.5)
+    assert each.row.waiting == [pytest.approx(0.25)]
+    assert each.row.repeats == [pytest.approx(N / 0.04)]
+
+
+def test_what_lay_ready_does_not_count_nor_do_the_first_steps(now: Time) -> None:
+    batches, step = Slow(now, takes=0.25, ready=7), Fake(now)
+    each = contender(step, Feed(batches, ready=7))
+    each.measure(2.5)
+    assert each.row.repeats == [N / 0.25]
+    assert (batches.asked, step.steps) == (7 + 2 + 10, 2 + 10)
+
+
+def test_the_clock_stands_still_between_epochs(now: Time) -> None:
+    batches = Slow(now, steps=8, takes=0.25, ready=3)
+    each = contender(Fake(now), Feed(batches, ready=3))
+    each.measure(2.5)
+    assert batches.epochs == 4  # of eight batches, three lie ready and two are for warming: ten take four epochs
+    assert each.row.repeats == [N / 0.25]
+
+
+def test_bursts_are_counted_whole(now: Time) -> None:
+    step = Fake(now)
+    contender(step, Feed(Slow(now, takes=0.01), lanes=4)).measure(0.05)
+    assert step.steps == 2 + 8
+
+
+def test_one_that_fails_is_left_out_and_the_others_go_on(now: Time) -> None:
+    failing, feed = Fake(now, fails=True), Feed(Slow(now, takes=0.01))
+    both = [contender(failing, feed), contender(Fake(now), feed)]
+    race(both, seconds=0.1, rounds=3, clock=Clock(Console(quiet=True)))
+    assert failing.steps == 1
+    assert both[0].row.error == "out of memory" and both[0].row.pairs_per_s is None
+    assert len(both[1].row.repeats) == len(both[1].row.waiting) == 3
+
+
+# The report.
+
+
+def row(step: str, feeder: str, *speeds: float, **more: Any) -> Row:
+    return Row(step=step, feeder=feeder, repeats=list(speeds), waiting=[0.25 for _ in speeds], **more)
+
+
+ROWS = [
+    row("official", "torchvision", 40, 60, 50),
+    row("official", "synthetic", 100),
+    row("penstock", "torchvision", 80),
+    row("penstock", "ffcv", 190, 200, 230),
+    Row(step="penstock", feeder="dali", error="not installed in /opt/some/place"),
+    row("penstock", "synthetic", 250),
+]
+PARTS = [("the usual", ROWS[1]), ("+ autocast", row("autocast", "synthetic", 150)), ("Penstock's", ROWS[-1])]
+
+
+def test_rows_are_held_against_their_own_step_and_against_the_usual() -> None:
+    found = {(each["step"], each["feeder"]): each for each in fed(ROWS)}
+    ffcv = found["penstock", "ffcv"]
+    assert (ffcv["pairs_per_s"], ffcv["spread"], ffcv["waiting_share"]) == (200, 0.1, 0.25)
+    assert (ffcv["of_step"], ffcv["over_torchvision"], ffcv["over_official"]) == (0.8, 2.5, 4.0)
+    assert found["official", "torchvision"]["of_step"] == 0.5
+    assert found["penstock", "dali"]["pairs_per_s"] is None and found["penstock", "dali"]["over_official"] is None
+    assert found["penstock", "dali"]["error"] == "not installed in place"
+
+
+def test_parts_are_held_against_the_one_before_and_the_first() -> None:
+    failed = ("+ fused", Row(step="fused", feeder="synthetic", error="no"))
+    found = part_by_part([*PARTS[:2], failed, PARTS[2]])
+    assert [each["over_first"] for each in found] == [1.0, 1.5, None, 2.5]
+    assert [each["over_before"] for each in found] == [None, 1.5, None, pytest.approx(250 / 150)]
+
+
+def report(rows: list[Row], parts: list[tuple[str, Row]]) -> dict[str, Any]:
+    settings = {
+        "method": "moco-v2", "arch": "resnet18", "width": 16, "size": 64, "batch": 64, "images": 3000,
+        "data": "shapes-train", "recipe": "moco-small", "precision": "bfloat16",
+    }  # fmt: skip
+    machine = {"cpus": 2, "cpu": "CPU", "memory_gb": 24, "gpus": []}
+    about = {"machine": machine, "versions": {"torch": "2"}, "date": "2026-01-01", "notes": ["No row for autocast."]}
+    return {"settings": settings, "rows": fed(rows), "parts": part_by_part(parts), **about}
+
+
+def test_the_tables_are_markdown(capsys: pytest.CaptureFixture) -> None:
+    show(report(ROWS, PARTS), Console(width=140, highlight=False))
+    said = capsys.readouterr().out
+    assert re.search(r"\| penstock +\| ffcv +\| +\| +200 \| 10% \| +25% \| +80% \| +2\.50× \| +4\.00× \|", said)
+    assert re.search(r"\| \+ autocast +\| +150 \|", said) and "GPU memory" not in said
+    assert "penstock, dali: not installed" in said and "No row for autocast." in said
+    assert "Rounds differ" not in said
+    show(report([row("penstock", "ffcv", 100, 200)], []), Console(width=140, highlight=False))
+    assert "Rounds differ by up to ±33%" in capsys.readouterr().out
+
+
+def test_the_picture_has_a_second_panel_where_there_are_parts(tmp_path: Path) -> None:
+    heights = []
+    for parts in ([PARTS[-1]], PARTS):
+        draw_chart(report(ROWS, parts), tmp_path / "t.png")
+        with Image.open(tmp_path / "t.png") as picture:
+            heights.append(picture.height)
+    assert heights[1] > heights[0] + 100
+    with pytest.raises(UserError, match="nothing to draw"):
+        draw_chart(report([ROWS[4]], []), tmp_path / "t.png")
+
+
+# The whole.
+
+
+def test_end_to_end(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = {"json": tmp_path / "t.json", "plot": tmp_path / "t.png"}
+    written = [part for name, path in out.items() for part in (f"--{name}", str(path))]
+    assert training.main(arguments(photos, "--loaders", "folder", "--amp", "off", *written)) == 0
+
+    found = json.loads(out["json"].read_text())
+    assert [(each["step"], each["feeder"]) for each in found["rows"]] == [
+        ("official", "torchvision"),
+        ("official", "synthetic"),
+        ("penstock", "torchvision"),
+        ("penstock", "folder"),
+        ("penstock", "synthetic"),
+    ]
+    names = ["the usual: NCHW, float32", "+ channels-last", "+ fused optimizer", "+ foreach EMA", "+ loss read late"]
+    assert [each["name"] for each in found["parts"]] == [*names, "Penstock's"]
+    for each in (*found["rows"], *found["parts"]):
+        assert len(each["repeats"]) == len(each["waiting"]) == 2 and each["pairs_per_s"] > 0, each
+        assert each["first_step"] > 0 and each["error"] is None and 0 <= each["waiting_share"] < 1
+    settings = found["settings"]
+    assert (settings["data"], settings["batch"], settings["width"], settings["precision"]) == ("photos", 2, 8, "fp32")
+    assert {"cpu", "cpus", "memory_gb", "gpus"} <= found["machine"].keys() and found["versions"]["torch"]
+    assert found["command"].startswith("python benchmarks/training.py --data photos")
+    assert str(tmp_path) not in out["json"].read_text()
+    assert "No row for autocast" in capsys.readouterr().out
+    with Image.open(out["plot"]) as picture:
+        assert picture.width > 800
+
+
+def line_up(photos: Path, *more: str) -> tuple[Lineup, list[str]]:
+    config = training.tyro.cli(training.Config, args=arguments(photos, *more))
+    common = training.prepare(config)
+    with ExitStack() as stack:
+        lineup = Lineup(common, official=config.official, seconds=0.1, clock=Clock(Console(quiet=True)), stack=stack)
+        lineup.enter_fed(training.chosen("--loaders", config.loaders, OURS))
+        lineup.enter_parts(training.modes(config, common))
+    return lineup, training.notes(config, common)
+
+
+def test_a_method_without_a_usual_step_runs_alone(photos: Path) -> None:
+    lineup, said = line_up(photos, "--method", "simsiam", "--loaders", "none", "--compile", "default")
+    assert [(each.step, each.feeder) for each in lineup.rows] == [
+        ("penstock", "torchvision"),
+        ("penstock", "synthetic"),
+    ]
+    assert [name for name, _ in lineup.parts] == ["Penstock's", "Penstock's, compiled (default)"]
+    assert said[0] == "No usual step: one is written for moco-v1 and moco-v2, and this is simsiam."
+
+
+def test_a_loader_that_cannot_be_built_is_a_row_that_says_why(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Loader, *_: Any) -> None:
+        raise UserError("too large\nfor this machine")
+
+    monkeypatch.setattr("penstock.loaders.resident.ResidentLoader.__init__", refuse)
+    lineup, _ = line_up(photos, "--no-official", "--loaders", "resident")
+    rows = {each.feeder: each for each in lineup.rows}
+    assert rows["resident"].error == "too large" and lineup.failed
+    assert rows["torchvision"].error is None
+
+
+def test_a_loader_that_is_not_installed_is_no_failure(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = {"folder": "folder's package is not installed"}
+    monkeypatch.setattr("penstock.benchmarks.training_lineup.missing", absent.get)
+    lineup, _ = line_up(photos, "--no-official", "--loaders", "folder")
+    assert lineup.rows[1].error == absent["folder"] and not lineup.failed
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["--loaders", "fast"], "--loaders 'fast' is not known: choose from all, none, folder"),
+        (["--compile", "fast"], "--compile 'fast' is not known: choose from auto, none, default"),
+        (["--method", "moco-v9"], "--method 'moco-v9' is not known"),
+        (["--amp", "fp8"], "--amp 'fp8' is not known"),
+        (["--rounds", "0"], "--rounds 0"),
+        (["--seconds", "0"], "--seconds 0"),
+        (["--batch", "0"], "--batch 0"),
+        (["--workers", "0"], "--workers 0"),
+        (["--json", "nowhere/t.json"], "nowhere"),
+        (["--plot", "t.docx"], "t.docx"),
+        (["--data", "nowhere"], "nowhere"),
+    ],
+)
+def test_wrong_inputs_are_refused_at_once(given: list[str], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        training.main(given)
+
+
+def test_what_is_said_beside_quick_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[training.Config] = []
+
+    def stop(config: training.Config) -> None:
+        seen.append(config)
+        raise UserError("seen")
+
+    monkeypatch.setattr(training, "check", stop)
+    for given in (["--quick"], ["--quick", "--rounds", "4"], []):
+        with pytest.raises(UserError, match="seen"):
+            training.main(given)
+    assert [(config.seconds, config.rounds) for config in seen] == [(0.2, 1), (0.2, 4), (2.0, 5)]
+
+
+@pytest.mark.parametrize(("option", "known"), [("loaders", OURS), ("method", METHODS), ("compile", training.MODES)])
+def test_the_help_names_every_choice(option: str, known: Any) -> None:
+    (shown,) = re.findall(rf'\b{option}: .*\n    """((?:.|\n)*?)"""', inspect.getsource(training.Config))
+    assert set(known) <= set(re.split(r"[,:.\s]+", shown))
