@@ -51,20 +51,21 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     os.replace(partial, path)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state that `save_checkpoint` wrote, on the CPU.
+def load_checkpoint(path: Path, *, what: str = "--resume") -> dict[str, Any]:
+    """The state that `save_checkpoint` wrote, on the CPU. `what` is the flag that errors name beside the path.
 
     Raises:
         UserError: no such file, or no checkpoint of ours.
     """
+    given = f"{what} {path}" if what else f"{path}"
     if not path.is_file():
-        raise UserError(f"--resume {path}: there is no such file; a run keeps its checkpoint as OUT/last.pt")
+        raise UserError(f"{given}: there is no such file; a run keeps its checkpoint as OUT/last.pt")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"--resume {path}: this is no checkpoint ({_first_line(error)})") from None
+        raise UserError(f"{given}: this is no checkpoint ({_first_line(error)})") from None
     if not isinstance(state, dict) or "penstock" not in state:
-        raise UserError(f"--resume {path}: this is no checkpoint of a run; weights to start from are given as --init")
+        raise UserError(f"{given}: this is no checkpoint of a run; weights to start from are given as --init")
     return state
 
 

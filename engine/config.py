@@ -83,9 +83,9 @@ class TrainConfig:
     epsilon: float | None = None
     """SwAV: how soft the assignment to clusters is."""
     queue_start: float | None = None
-    """SwAV: epochs before the queue is used."""
+    """SwAV: epochs before the queue is used; default: 15 (a tenth of a shorter run)."""
     frozen: float | None = None
-    """SwAV: epochs in which the prototypes stay as they are."""
+    """SwAV: epochs in which the prototypes stay as they are; default: 1 (a twentieth of a shorter run)."""
     head: str | None = None
     """Projection head: linear, mlp, mlp-bn (BatchNorm in front of each ReLU), or mlp-bn-all (and after the last
     layer)."""
@@ -133,7 +133,7 @@ class TrainConfig:
     schedule: str | None = None
     """cosine or step; default: the method's."""
     warmup_epochs: float | None = None
-    """Epochs over which the learning rate rises from 0; default: 10 with LARS, else 0."""
+    """Epochs over which the learning rate rises from 0; default: 10 with LARS (a tenth of a shorter run), else 0."""
     final_lr: float = 0.0
     """Where the cosine ends."""
     drops: tuple[float, ...] = (0.6, 0.8)

@@ -24,8 +24,8 @@ OF_METHODS = ("symmetric", "queue", "momentum", "momentum_schedule", "temperatur
               "prototypes", "epsilon", "queue_start", "frozen", "predictor")  # fmt: skip
 
 _CONTRAST: Settings = {"debias": 0.0, "mochi": None}
-_SGD: Settings = {"optimizer": "sgd", "base_lr": 0.03, "warmup_epochs": 0.0, "schedule": "cosine"}
-_LARS: Settings = {"optimizer": "lars", "warmup_epochs": 10.0, "schedule": "cosine"}
+_SGD: Settings = {"optimizer": "sgd", "base_lr": 0.03, "schedule": "cosine"}
+_LARS: Settings = {"optimizer": "lars", "schedule": "cosine"}
 _MOCO: Settings = _SGD | _CONTRAST | {
     "queue": None, "momentum": 0.999, "momentum_schedule": "constant", "dim": 128, "head_layers": 2, "hidden": 0,
 }  # fmt: skip
@@ -38,11 +38,11 @@ METHODS: dict[str, Settings] = {
     },
     "moco-v2": _MOCO | {"recipe": "moco-v2", "head": "mlp", "temperature": 0.2, "symmetric": False},
     "moco-v2+": _MOCO | {"recipe": "moco-v2", "head": "mlp", "temperature": 0.2},
-    "simclr": _LARS | _CONTRAST | {  # Chen et al. 2020, section 2.2; its official code normalises the head
+    "simclr": _LARS | _CONTRAST | {  # Chen et al. 2020, section 2.2; BatchNorm in the head as in the authors' code
         "recipe": "simclr", "base_lr": 0.3, "temperature": 0.1, "head": "mlp-bn-all", "head_layers": 2, "hidden": 0,
         "dim": 128, "weight_decay": 1e-6,
     },
-    "barlow-twins": _LARS | {  # Zbontar et al. 2021, section 2.2
+    "barlow-twins": _LARS | {  # Zbontar et al. 2021, section 2.2, who give biases a learning rate of their own
         "recipe": "byol", "base_lr": 0.2, "redundancy": 5e-3, "head": "mlp-bn", "head_layers": 3, "hidden": 8192,
         "dim": 8192, "weight_decay": 1.5e-6,
     },
@@ -56,7 +56,7 @@ METHODS: dict[str, Settings] = {
     },
     "swav": _LARS | {  # Caron et al. 2020, appendix A
         "recipe": "multi-crop", "base_lr": 0.3, "temperature": 0.1, "prototypes": 3000, "epsilon": 0.05, "queue": 0,
-        "queue_start": 15.0, "frozen": 1.0, "head": "mlp-bn", "head_layers": 2, "hidden": 2048, "dim": 128,
+        "queue_start": None, "frozen": None, "head": "mlp-bn", "head_layers": 2, "hidden": 2048, "dim": 128,
         "weight_decay": 1e-6,
     },
 }  # fmt: skip
@@ -64,14 +64,14 @@ METHODS: dict[str, Settings] = {
 # On sets of small images: the MoCo authors' CIFAR-10 demo, and Huang et al. (arXiv 2111.00743), who train all with SGD.
 _SMALL_MOCO: Settings = {"temperature": 0.1, "momentum": 0.99}
 SMALL: dict[str, Settings] = {
-    "moco-v1": _SMALL_MOCO,
+    "moco-v1": _SMALL_MOCO | {"schedule": "cosine"},
     "moco-v2": _SMALL_MOCO,
     "moco-v2+": _SMALL_MOCO,
     "simclr": _SGD | {"head": "mlp", "temperature": 0.5},
     "barlow-twins": _SGD | {"base_lr": 0.055, "hidden": 2048, "dim": 2048},
     "simsiam": _SGD | {"base_lr": 0.03, "head_layers": 2},
     "byol": _SGD | {"hidden": 1024, "predictor": 1024},
-    "swav": _SGD | {"hidden": 512, "prototypes": 512, "queue_start": 5.0},
+    "swav": _SGD | {"hidden": 512, "prototypes": 512},
 }
 
 # By the name of a set; the last one serves every other set.
@@ -89,9 +89,9 @@ DATA: dict[str, Settings] = {
 DATA["cifar100"] = DATA["cifar10"]
 
 # For every method: what none of the tables above has.
-COMMON: Settings = {
-    "stem": "auto", "knn_every": 1, "weight_decay": 1e-4,
-}  # fmt: skip
+COMMON: Settings = {"stem": "auto", "knn_every": 1, "weight_decay": 1e-4}
+# Epochs, and the share of a shorter run: LARS warms up; SwAV's queue is not used yet; its prototypes stay as they are.
+BEGINNINGS = {"warmup_epochs": (10.0, 0.1), "queue_start": (15.0, 0.1), "frozen": (1.0, 0.05)}
 BASE_LR = {"sgd": 0.03, "lars": 0.3, "adam": 1e-3, "adamw": 1e-3}  # of an optimizer that is not the method's own
 
 CHOICES = {
@@ -111,6 +111,8 @@ CHOICES = {
 POSITIVE = ("subset", "size", "first_size", "temperature", "epsilon", "prototypes", "dim", "predictor", "head_layers",
             "bn_splits", "width", "epochs", "batch", "accumulate", "lr", "log_every", "save_every",
             "checkpoint_steps", "knn_k", "knn_temperature")  # fmt: skip
+NOT_NEGATIVE = ("queue", "queue_start", "frozen", "redundancy", "hidden", "weight_decay", "warmup_epochs", "final_lr",
+                "knn_every", "seed")  # fmt: skip
 
 
 def check_choices(config: TrainConfig) -> None:
@@ -131,12 +133,14 @@ def check_choices(config: TrainConfig) -> None:
         value = getattr(config, field)
         if value is not None and not value > 0:
             raise UserError(f"{flag(field)} {value}: this must be more than 0")
-    for field in ("debias", "momentum"):
+    for field in NOT_NEGATIVE:
+        value = getattr(config, field)
+        if value is not None and not value >= 0:
+            raise UserError(f"{flag(field)} {value}: this must be 0 or more")
+    for field in ("debias", "momentum", "sgd_momentum"):
         value = getattr(config, field)
         if value is not None and not 0 <= value < 1:
             raise UserError(f"{flag(field)} {value}: this is a share, from 0 to less than 1")
-    if config.seed < 0:
-        raise UserError(f"--seed {config.seed}: a seed is 0 or more")
     if config.workers is not None and config.workers < 1:
         raise UserError(f"--workers {config.workers}: at least one thread must load the data")
 
@@ -164,12 +168,8 @@ def complete(config: TrainConfig, *, source: str, length: int, world: int) -> Co
         UserError: a batch larger than the data, or sizes that do not divide each other.
     """
     values = _of_tables(config, source.rpartition("-")[0])
+    values |= {name: value for name, value in vars(config).items() if value is not None}
     base_lr = values.pop("base_lr")
-    given = {name: value for name, value in vars(config).items() if value is not None}
-    if given.get("optimizer", values["optimizer"]) != values["optimizer"]:
-        base_lr = BASE_LR[given["optimizer"]]
-        values.pop("lr", None)
-    values |= given
     if values["size"] is None:
         values["size"] = load_recipe(values["recipe"]).size
     if config.head_layers is None:
@@ -179,8 +179,13 @@ def complete(config: TrainConfig, *, source: str, length: int, world: int) -> Co
     elif config.width is None and config.stem is None:
         values |= {"width": 64, "stem": "auto"}
     values.setdefault("lr", _scaled(base_lr, values["batch"], values["optimizer"]))
+    values.setdefault("warmup_epochs", None if values["optimizer"] == "lars" else 0.0)
+    for name, (epochs, share) in BEGINNINGS.items():
+        if name in values and values[name] is None:
+            values[name] = min(epochs, share * values["epochs"])
     has_keys = "queue" in METHODS[config.method] and config.method != "swav"
-    values.setdefault("bn_splits", _default_splits(values["batch"]) if world == 1 and has_keys else 1)
+    part = values["batch"] // values["accumulate"]
+    values.setdefault("bn_splits", _default_splits(part) if world == 1 and has_keys else 1)
     values.setdefault("sync_bn", not has_keys)
     keys = values["batch"] * (2 if config.symmetric else 1)  # that a step brings to a queue
     if has_keys and values["queue"] is None:
@@ -198,13 +203,17 @@ def complete(config: TrainConfig, *, source: str, length: int, world: int) -> Co
 
 
 def _of_tables(config: TrainConfig, data: str) -> Settings:
-    """What the tables say of a method on a set of data; nothing of what another method has."""
-    own = METHODS[config.method]
-    values = COMMON | own
-    if data in DATA:
-        values |= SMALL[config.method]
-    values |= DATA.get(data, DATA[""])
-    return {name: value for name, value in values.items() if name not in OF_METHODS or name in own}
+    """What the tables say of a method on a set of data; nothing of what another method or optimizer has."""
+    own, of_data = METHODS[config.method], dict(DATA.get(data, DATA[""]))
+    values = COMMON | own | (SMALL[config.method] if data in DATA else {})
+    optimizer: str = config.optimizer or of_data.get("optimizer") or values["optimizer"]
+    if optimizer != values["optimizer"]:
+        values |= {"base_lr": BASE_LR[optimizer], "weight_decay": COMMON["weight_decay"]}
+    if optimizer != of_data.get("optimizer"):
+        of_data.pop("lr", None)
+    if own.get("queue", 0) is not None:  # the data's is for those whose length depends on them
+        of_data.pop("queue", None)
+    return values | of_data
 
 
 def _scaled(base_lr: float, batch: int, optimizer: str) -> float:
@@ -243,6 +252,14 @@ def _check_sizes(config: CompleteConfig, length: int, world: int) -> None:
             f"{' on each rank' if world > 1 else ''}{' in each part' if parts > 1 else ''}): use --bn-splits 1, or"
             " another --batch"
         )
+    if config.method == "simclr" and batch // parts < 2:
+        raise UserError(f"--batch {batch} in {parts} parts: SimCLR tells an image from the others of a part: use more")
+    for field in BEGINNINGS:
+        value = getattr(config, field)
+        if value is not None and value >= config.epochs:
+            raise UserError(f"{flag(field)} {value:g}: the run is over after {config.epochs} epochs: use fewer")
+    if config.final_lr > config.lr:
+        raise UserError(f"--final-lr {config.final_lr:g} is more than --lr {config.lr:g}: a learning rate only falls")
     if config.first_size is not None and config.first_size > config.size:
         raise UserError(
             f"--first-size {config.first_size} is more than --size {config.size}: views grow, they do not shrink"

@@ -1,7 +1,7 @@
 """LARS, layer-wise adaptive rate scaling: SGD whose step is held in proportion to each layer's weights.
 
-You, Gitman & Ginsburg 2017 (arXiv 1708.03888), in the form that SimCLR, BYOL, Barlow Twins and SwAV train large batches
-with: biases and normalisation are neither adapted nor decayed.
+You, Gitman & Ginsburg 2017 (arXiv 1708.03888), in the form that SimCLR, BYOL and Barlow Twins train large batches with:
+biases and normalisation are neither adapted nor decayed.
 """
 
 from __future__ import annotations

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from penstock.engine.precision import Precision
 from penstock.engine.schedule import learning_rate
 from penstock.engine.seeds import derive_seed
 from penstock.engine.signals import Interrupts
+from penstock.errors import UserError
 from penstock.loaders import Loader, Views
 
 
@@ -123,10 +123,8 @@ class Trainer:
     def _train_epoch(self) -> None:
         self.clock.start()
         batches = self.loader.epoch(self.position.epoch, self.position.consumed)
-        while len(parts := self._next(batches)) == self.config.accumulate:
-            if self.log is not None and self.position.step == 0:
-                self.log.first_batch(parts[0])
-            self._step(parts)
+        for _ in range(self.loader.order.steps(self.position.consumed) // self.config.accumulate):
+            self._step(self._parts(batches))
             if self._due(self.config.log_every):
                 self._log_steps()
             if self._stop_now():
@@ -134,25 +132,33 @@ class Trainer:
                 return
             if self._due(self.config.checkpoint_steps):
                 self.save()
+        for _ in batches:
+            """Too few for another step."""
         self._log_steps()
 
-    def _next(self, batches: Iterator[Views]) -> list[Views]:
-        """What the next step computes on, part by part; fewer parts than asked for at an epoch's end."""
-        self.clock.ask()
-        parts = list(islice(batches, self.config.accumulate))
-        self.clock.got()
-        return parts
+    def _parts(self, batches: Iterator[Views]) -> Iterator[Views]:
+        """What the next step computes on, one part after the other."""
+        for part in range(self.config.accumulate):
+            self.clock.ask()
+            views = next(batches)
+            self.clock.got()
+            if self.log is not None and self.position.step == part == 0:
+                self.log.first_batch(views)
+            yield views
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.position.step % every == 0
 
-    def _step(self, parts: list[Views]) -> None:
-        """One step of the optimizer. Nothing in it waits for the device, and all of it follows from what is saved."""
+    def _step(self, parts: Iterable[Views]) -> None:
+        """One step of the optimizer. All of it follows from what is saved, and nothing in it waits for the device.
+
+        But for two of torch's parts: its SyncBatchNorm (several GPUs), and its gradient scaler with LARS (fp16).
+        """
         torch.manual_seed(derive_seed(self.config.seed, "step", self.position.step, self.team.rank))
         self.method.progress = self.epochs_done() / self.config.epochs
         set_learning_rate(self.optimizer, learning_rate(self.config, self.epochs_done()))
         for number, views in enumerate(parts, start=1):
-            self._backward(views, parts=len(parts), last=number == len(parts))
+            self._backward(views, last=number == self.config.accumulate)
         self.method.before_step()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -161,12 +167,12 @@ class Trainer:
         self.position.step += 1
         self.position.consumed += self.step_images
 
-    def _backward(self, views: Views, *, parts: int, last: bool) -> None:
+    def _backward(self, views: Views, *, last: bool) -> None:
         """Add the gradients of one of a batch's parts. With the last one's, they are averaged over the ranks."""
         with self.model.no_sync() if isinstance(self.model, DistributedDataParallel) and not last else nullcontext():
             with self.precision.autocast():
                 loss, metrics = self.model(views.groups, views.index)
-            self.scaler.scale(loss / parts).backward()
+            self.scaler.scale(loss / self.config.accumulate).backward()
         self.meter.add(loss, metrics)
 
     @property
@@ -194,7 +200,7 @@ class Trainer:
             return
         means = dict(zip(self.meter.names, self.team.mean(self.meter.mean()).tolist(), strict=True))
         if not all(map(math.isfinite, means.values())):
-            raise Diverged(self._diverged(means["loss"]))
+            raise Diverged(self._diverged(f"the loss is {means['loss']}"))
         seconds, waited = self.clock.read()
         images = steps * self.loader.order.global_batch
         self.epoch_sums.add(steps=steps, images=images, seconds=seconds, waited=waited, means=means)
@@ -213,10 +219,10 @@ class Trainer:
             self.epoch_sums.rows += self.counted[0] - before[0]
             self.epoch_sums.routed += self.counted[1] - before[1]
 
-    def _diverged(self, loss: float) -> str:
+    def _diverged(self, what: str) -> str:
         safer = " or --amp off" if self.precision.dtype is not None else ""
         return (
-            f"the loss is {loss} by step {self.position.step} (epoch {self.position.epoch + 1}): try --lr below"
+            f"{what} by step {self.position.step} (epoch {self.position.epoch + 1}): try --lr below"
             f" {self.config.lr:g} or a longer --warmup-epochs{safer}; nothing was saved since it went wrong"
         )
 
@@ -245,8 +251,13 @@ class Trainer:
             self.log.log_epoch(row)
 
     def save(self) -> None:
-        """Write OUT/last.pt, and keep a copy of the epochs that are to be kept. Looks at the loss first."""
+        """Write OUT/last.pt, and keep a copy of the epochs that are to be kept.
+
+        Looks at the loss first, and at what the last step made of the weights, which no loss has seen yet.
+        """
         self._log_steps()
+        if self.team.any(int(not all_finite(self.method))):
+            raise Diverged(self._diverged("weights are no numbers any more"))
         if self.team.leads:
             state = self.state_dict()
             save_checkpoint(self.out / "last.pt", state)
@@ -278,7 +289,14 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the run that wrote this stood; the optimizer's settings stay this run's."""
         settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        self.method.load_state_dict(state["method"])
+        try:
+            self.method.load_state_dict(state["method"])
+        except RuntimeError:
+            version = state.get("penstock", "another version")
+            raise UserError(
+                f"--resume: the checkpoint was written by Penstock {version}, whose {self.config.method} had other"
+                " parts: start anew from its weights with --init"
+            ) from None
         for group, own in zip(state["optimizer"]["param_groups"], settings, strict=True):
             group.update(own)  # first: where its tensors must lie depends on whether this run's optimizer is fused
         self.optimizer.load_state_dict(state["optimizer"])
@@ -287,3 +305,10 @@ class Trainer:
         self.loader.order.follow(state.get("order", "full"))  # the first versions knew no other
         self.position = Position(**state["position"])
         self.epoch_sums = EpochSums(**state["epoch_sums"])
+
+
+@torch.no_grad()
+def all_finite(network: torch.nn.Module) -> bool:
+    """Whether every weight and buffer is a number. Waits for the device."""
+    tensors = [tensor for tensor in (*network.parameters(), *network.buffers()) if tensor.is_floating_point()]
+    return bool(torch.stack(torch._foreach_norm(tensors)).isfinite().all())

@@ -1,4 +1,4 @@
-"""Optimizers, in their fused form: one kernel for all parameters, and on a GPU no wait for the gradient scaler."""
+"""Optimizers, in their fused form: one kernel for all parameters, and no wait for the gradient scaler (but LARS's)."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from penstock.errors import UserError
 
@@ -50,3 +51,46 @@ def _fastest(device: torch.device) -> str:
     # The function is new in torch; an older one trains in fp32.
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return "bf16" if capabilities.get("amx_bf16") else "off"
+
+
+def check_precision(precision: Precision, amp: str, backbone: nn.Module, size: int) -> Precision:
+    """The precision, or fp32 where `--amp auto` would run into a fault of torch's on CPUs.
+
+    In bf16 with AMX, a convolution with a stride and a kernel of more than a pixel whose input is a single pixel gets
+    gradients of whatever lies in memory (seen in torch 2.15, at the last stage of a ResNet with ImageNet's stem for
+    views of 16 pixels).
+
+    Args:
+        size: side of the smallest views, pixels.
+
+    Raises:
+        UserError: `--amp bf16` for such a network and such views.
+    """
+    if precision.device.type != "cpu" or precision.dtype is None or not strides_over_a_pixel(backbone, size):
+        return precision
+    if amp != "auto":
+        raise UserError(
+            f"--amp {amp}: on a CPU, bf16 gives wrong gradients where views of {size} px shrink to a pixel before the"
+            " last stage: use --amp off, a --stem for small views, or a larger --size"
+        )
+    return Precision(device=precision.device, dtype=None)
+
+
+@torch.no_grad()
+def strides_over_a_pixel(backbone: nn.Module, size: int) -> bool:
+    """Whether an image of `size` pixels has shrunk to one before a convolution with a stride and a larger kernel."""
+    found = []
+
+    def look(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        found.append(inputs[0].shape[2:].numel() == 1)
+
+    strided = [m for m in backbone.modules() if isinstance(m, nn.Conv2d) and max(m.stride) > 1 < max(m.kernel_size)]
+    hooks = [layer.register_forward_pre_hook(look) for layer in strided]
+    was_training = backbone.training
+    try:
+        backbone.eval()(torch.zeros(1, 3, size, size))
+    finally:
+        backbone.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return any(found)

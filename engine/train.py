@@ -39,7 +39,7 @@ from penstock.engine.folder import choose_folder, resume_command, write_about
 from penstock.engine.logs import RunLog
 from penstock.engine.loop import Diverged, Trainer
 from penstock.engine.methods import build_method, check_views
-from penstock.engine.precision import choose_precision
+from penstock.engine.precision import check_precision, choose_precision
 from penstock.engine.report import results
 from penstock.engine.signals import Interrupts
 from penstock.errors import UserError, run_command
@@ -88,6 +88,7 @@ def parse(arguments: list[str] | None = None) -> tuple[TrainConfig, State | None
 def train(given: TrainConfig, state: State | None, team: Team) -> int:
     """One run, from its data to its report. Returns the exit code."""
     share_cpus(team)
+    check_together(team, given, state)
     if state is not None:
         given = keep_parts(given, state, team.world)
     source = open_source(given.data, given.split, class_list=given.class_list, limit=given.subset)
@@ -97,6 +98,7 @@ def train(given: TrainConfig, state: State | None, team: Team) -> int:
     begun = dataclasses.replace(config, init=None) if state else config  # the checkpoint holds what --init brought
     method = build_method(begun, team)
     check_views(config, method, recipe)
+    precision = check_precision(precision, config.amp, method.encoder.backbone, recipe.smallest)
     if state is not None and state["samples"] != len(source):
         was = f"{state['samples']:,} images, and {config.data} now has {len(source):,}"
         raise UserError(f"--resume: this run was trained on {was}: bring them back, or start anew with --init")
@@ -125,6 +127,20 @@ def train(given: TrainConfig, state: State | None, team: Team) -> int:
     if team.leads:
         print(summary(out, signal), flush=True)
     return 128 + signal if signal else 0
+
+
+def check_together(team: Team, given: TrainConfig, state: State | None) -> None:
+    """Raises UserError where this rank would go on from elsewhere than rank 0, whose disk holds another checkpoint."""
+    mine = state and state["position"]
+    if (first := team.of_leader(mine)) != mine:
+        raise UserError(
+            f"--resume {given.resume}: rank 0 finds {_place(first)} in its folder, and rank {team.rank}"
+            f" {_place(mine)} in its own: put --out on a disk that all machines share"
+        )
+
+
+def _place(position: dict[str, int] | None) -> str:
+    return f"a checkpoint of step {position['step']}" if position else "no checkpoint"
 
 
 def keep_parts(given: TrainConfig, state: State, world: int) -> TrainConfig:
@@ -172,7 +188,7 @@ def start_log(trainer: Trainer, recipe: Recipe, *, resumed: bool) -> RunLog:
         recipe=recipe,
         metrics=trainer.method.metrics,
         epochs=config.epochs,
-        steps=config.epochs * len(trainer.loader),
+        steps=config.epochs * (len(trainer.loader) // config.accumulate),
         resumed=(position.epoch, position.step) if resumed else None,
     )
 

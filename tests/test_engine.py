@@ -27,7 +27,7 @@ from penstock.engine.meters import Meter, WaitClock
 from penstock.engine.methods import BUILDERS, build_encoder, build_method, check_views
 from penstock.engine.methods.moco import MoCo
 from penstock.engine.methods.simsiam import SimSiam
-from penstock.engine.precision import choose_precision
+from penstock.engine.precision import Precision, check_precision, choose_precision
 from penstock.engine.schedule import learning_rate
 from penstock.engine.screen import describe
 from penstock.engine.split_bn import SplitBatchNorm2d
@@ -44,7 +44,7 @@ def settings(**given: object) -> CompleteConfig:
 
 def test_what_is_not_given_comes_from_the_method_and_the_data() -> None:
     v1, v2 = settings(method="moco-v1"), settings(method="moco-v2", temperature=0.5)
-    assert (v1.head, v1.temperature, v1.recipe, v1.schedule) == ("linear", 0.1, "moco-cifar", "step")
+    assert (v1.head, v1.temperature, v1.recipe, v1.schedule) == ("linear", 0.1, "moco-cifar", "cosine")
     assert (v2.head, v2.temperature, v2.recipe, v2.schedule) == ("mlp", 0.5, "moco-cifar", "cosine")
     assert (v1.size, v1.batch, v1.queue, v1.lr) == (32, 512, 4096, pytest.approx(0.06))  # the authors' demo
     assert [settings(batch=n, queue=n).bn_splits for n in (16, 64, 96, 128, 512)] == [1, 2, 2, 4, 8]
@@ -68,6 +68,9 @@ def test_what_is_not_given_comes_from_the_method_and_the_data() -> None:
         ({"batch": 64, "accumulate": 4, "bn_splits": 32}, "--bn-splits 32 does not divide .*16 images in each part"),
         ({"method": "swav", "batch": 64, "queue": 32}, "--queue 32 is shorter than a batch of 64: use --queue 960"),
         ({"first_size": 64}, "--first-size 64 is more than --size 32"),
+        ({"method": "simclr", "batch": 4, "accumulate": 4}, "SimCLR tells an image from the others of a part"),
+        ({"warmup_epochs": 5.0, "epochs": 5}, "--warmup-epochs 5: the run is over after 5 epochs"),
+        ({"final_lr": 1.0, "lr": 0.1}, "--final-lr 1 is more than --lr 0.1"),
     ],
 )
 def test_sizes_that_do_not_go_together_are_named(given: dict[str, int], message: str) -> None:
@@ -148,6 +151,10 @@ def test_every_method_is_documented_has_its_settings_and_can_be_built() -> None:
         ({"head": "linear", "head_layers": 2}, "--head linear is one layer"),
         ({"momentum": 1.5}, "--momentum 1.5: this is a share"),
         ({"accumulate": 0}, "--accumulate 0: this must be more than 0"),
+        ({"hidden": -1}, "--hidden -1: this must be 0 or more"),
+        ({"weight_decay": -1.0}, "--weight-decay -1.0: this must be 0 or more"),
+        ({"sgd_momentum": 1.0}, "--sgd-momentum 1.0: this is a share"),
+        ({"method": "swav", "queue": -5}, "--queue -5: this must be 0 or more"),
     ],
 )
 def test_settings_that_a_method_would_ignore_are_refused(given: dict[str, object], message: str) -> None:
@@ -166,8 +173,30 @@ def test_another_optimizer_than_the_method_s_has_a_learning_rate_of_its_own() ->
     assert complete(TrainConfig(method="byol", batch=512, optimizer="sgd"), **imagenet).lr == pytest.approx(0.06)
     assert complete(TrainConfig(method="byol", batch=512, optimizer="adamw"), **imagenet).lr == 0.001
     assert settings(method="byol", batch=512, optimizer="lars").lr == pytest.approx(0.6)
-    shapes = complete(TrainConfig(optimizer="sgd"), source="shapes-train", length=4096, world=1)
-    assert shapes.lr == pytest.approx(0.03)  # not the embedded set's, which is for AdamW
+    shapes = {"source": "shapes-train", "length": 4096, "world": 1}
+    assert complete(TrainConfig(), **shapes).lr == 1.5e-3  # the embedded set's, which is for AdamW
+    assert complete(TrainConfig(optimizer="sgd"), **shapes).lr == pytest.approx(0.03)
+    assert complete(TrainConfig(method="barlow-twins", optimizer="sgd"), **shapes).lr == pytest.approx(0.055)
+    assert complete(TrainConfig(method="simclr", optimizer="sgd"), **imagenet).weight_decay == 1e-4  # LARS has 1e-6
+
+
+def test_what_a_run_begins_with_is_shorter_in_a_short_one() -> None:
+    imagenet = {"source": "imagenet-train", "length": 50_000, "world": 1}
+    for epochs, expected in ((200, (10.0, 15.0, 1.0)), (20, (2.0, 2.0, 1.0)), (10, (1.0, 1.0, 0.5))):
+        config = complete(TrainConfig(method="swav", epochs=epochs), **imagenet)
+        assert (config.warmup_epochs, config.queue_start, config.frozen) == pytest.approx(expected)
+    assert complete(TrainConfig(method="moco-v2", optimizer="lars"), **imagenet).warmup_epochs == 10.0
+    assert complete(TrainConfig(method="simclr", optimizer="sgd"), **imagenet).warmup_epochs == 0.0
+
+
+def test_parts_of_a_batch_are_split_for_batch_norm_as_batches_of_their_size() -> None:
+    assert settings(batch=256, accumulate=4).bn_splits == settings(batch=64, queue=64).bn_splits == 2
+
+
+def test_the_embedded_set_s_queue_is_for_moco() -> None:
+    shapes = {"source": "shapes-train", "length": 4096, "world": 1}
+    assert complete(TrainConfig(method="moco-v2+"), **shapes).queue == 1024
+    assert complete(TrainConfig(method="swav"), **shapes).queue == 0
 
 
 def test_settings_survive_a_checkpoint() -> None:
@@ -288,6 +317,18 @@ def test_precision() -> None:
     assert not choose_precision("bf16", CPU).scaler().is_enabled()
     with pytest.raises(UserError, match="needs a GPU"):
         choose_precision("fp16", CPU)
+
+
+def test_bf16_on_a_cpu_is_left_where_torch_gets_it_wrong() -> None:
+    half = Precision(device=CPU, dtype=torch.bfloat16)
+    imagenet, cifar = (build_backbone("resnet18", width=8, stem=stem)[0] for stem in ("imagenet", "cifar"))
+    before = {name: value.clone() for name, value in imagenet.state_dict().items()}
+    assert check_precision(half, "auto", imagenet, 16).dtype is None
+    assert check_precision(half, "auto", imagenet, 32) == check_precision(half, "bf16", cifar, 16) == half
+    with pytest.raises(UserError, match=r"--amp bf16: on a CPU, .* views of 16 px shrink to a pixel"):
+        check_precision(half, "bf16", imagenet, 16)
+    assert imagenet.training and not any(m._forward_pre_hooks for m in imagenet.modules())
+    assert all(torch.equal(value, before[name]) for name, value in imagenet.state_dict().items())
 
 
 def test_the_meter_averages_what_it_was_given() -> None:

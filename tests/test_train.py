@@ -24,6 +24,7 @@ from penstock.augment.recipes import dump_recipe
 from penstock.augment.rows import Opcode
 from penstock.engine.checkpoint import load_checkpoint
 from penstock.engine.csv_log import read_csv
+from penstock.engine.methods.moco import MoCo
 from penstock.engine.train import main
 from penstock.errors import UserError
 from penstock.loaders import LOADERS, missing
@@ -321,4 +322,24 @@ def test_a_loss_that_is_no_number_stops_the_run(
     arguments = [*TINY, "--data", str(images), "--out", str(out), "--knn-every", "0", "--lr", "1e30"]
     assert main(arguments) == 1
     assert "the loss is nan" in capsys.readouterr().err
-    assert not (out / "last.pt").exists() or torch.isfinite(load_checkpoint(out / "last.pt")["method"]["queue"]).all()
+    assert not (out / "last.pt").exists()
+
+
+def test_weights_that_are_no_numbers_are_not_written_over_good_ones(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of the step that spoils them is still a number: it was computed before."""
+    plain = MoCo.after_step
+
+    def spoil(method: MoCo) -> None:
+        plain(method)
+        if method.steps == 6:  # a checkpoint is written after steps 3 and 6
+            next(method.encoder.parameters()).data.fill_(torch.nan)
+
+    monkeypatch.setattr(MoCo, "after_step", spoil)
+    out = tmp_path / "run"
+    assert main([*TINY, "--data", str(images), "--out", str(out), "--knn-every", "0"]) == 1
+    assert "weights are no numbers any more by step 6" in capsys.readouterr().err
+    saved = load_checkpoint(out / "last.pt")
+    assert saved["position"]["step"] == 3
+    assert all(torch.isfinite(value).all() for value in saved["method"].values() if torch.is_tensor(value))

@@ -32,6 +32,7 @@ def build_method(config: CompleteConfig, team: Team) -> Method:
     if config.sync_bn:
         synchronise_batch_norm(method, team)
     if config.compile != "off":
+        torch._dynamo.config.recompile_limit = 64  # of one piece of code: views' sizes × networks × training or not
         for network in method.networks():
             network.compile(mode=config.compile, dynamic=False)  # views have few sizes
     return method
