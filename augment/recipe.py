@@ -197,13 +197,14 @@ class Recipe:
         sizes = tuple((start, side) for side, start in reversed(starts.items()))
         return replace(self, views=views, growth=Growth(sizes=sizes, of=self.growth.of))
 
-    def growing(self, first: int, *, step: int | None = None) -> Recipe:
+    def growing(self, first: int, *, step: int | None = None, most: int | None = None) -> Recipe:
         """The same with first views that grow from `first` pixels to their size, by way of the multiples of `step`.
 
         Each size has an equal part of the run; `over` says how long that is.
 
         Args:
             step: pixels; None: 32, for views of up to 64 pixels 8, as the strides of ResNets for such views have it.
+            most: how many sizes there may be, 2 or more: no more than a run has epochs. The first and last are kept.
 
         Raises:
             UserError: `first` is more than their size, or under 8.
@@ -214,6 +215,8 @@ class Recipe:
             return replace(self, growth=None)
         step = step or (32 if self.size > SMALL else 8)
         sizes = (first, *range(first // step * step + step, self.size, step), self.size)
+        if most is not None and len(sizes) > most:
+            sizes = tuple(sizes[i * (len(sizes) - 1) // (most - 1)] for i in range(most))
         return replace(self, growth=Growth(sizes=tuple(enumerate(sizes)), of=len(sizes)))
 
     def at(self, epoch: int) -> Recipe:

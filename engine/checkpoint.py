@@ -62,15 +62,11 @@ def load_checkpoint(path: Path, *, what: str = "--resume") -> dict[str, Any]:
         raise UserError(f"{given}: there is no such file; a run keeps its checkpoint as OUT/last.pt")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"{given}: this is no checkpoint ({_first_line(error)})") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):  # torch's reasons speak of pickles
+        raise UserError(f"{given}: this is no checkpoint, or a damaged one") from None
     if not isinstance(state, dict) or "penstock" not in state:
         raise UserError(f"{given}: this is no checkpoint of a run; weights to start from are given as --init")
     return state
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120].rstrip(".")
 
 
 def check_same_run(path: Path, saved: TrainConfig, config: TrainConfig) -> None:

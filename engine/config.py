@@ -120,8 +120,8 @@ class TrainConfig:
     batch: int | None = None
     """Images (pairs of views) in a step, over all ranks."""
     accumulate: int = 1
-    """Compute each step's batch in so many parts, one after the other, in as much less memory. Negatives of SimCLR,
-    and the statistics of Barlow Twins and SwAV, are then those of a part."""
+    """Compute each step's batch in so many parts, one after the other, in as much less memory. SimCLR's negatives,
+    Barlow Twins' and SwAV's statistics, BatchNorm's, and the std in the logs are then those of a part."""
     optimizer: str | None = None
     """sgd, lars (for batches of thousands), adam or adamw; default: the method's."""
     lr: float | None = None

@@ -68,7 +68,8 @@ def build_knn(config: CompleteConfig, source: Source, recipe: Recipe, team: Team
     bank = labelled(bank)
     if queries is None or not len(bank):
         return None
-    check_same_classes(bank, queries, name=config.val_data or config.data)
+    remedy = "choose another --val-data, or --knn-every 0"
+    check_same_classes(bank, queries, name=config.val_data or config.data, remedy=remedy)
     workers, plain = threads(config, team), plain_view(config.size, recipe)
     show = partial(in_order, recipe=plain, workers=workers, device=team.device, on_error=config.on_error)
     return OnlineKNN(

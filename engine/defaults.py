@@ -188,7 +188,7 @@ def complete(config: TrainConfig, *, source: str, length: int, world: int) -> Co
     values.setdefault("bn_splits", _default_splits(part) if world == 1 and has_keys else 1)
     values.setdefault("sync_bn", not has_keys)
     keys = values["batch"] * (2 if config.symmetric else 1)  # that a step brings to a queue
-    if has_keys and values["queue"] is None:
+    if has_keys and config.queue is None and (values["queue"] is None or values["queue"] > length // 2):
         values["queue"] = _default_queue(length, keys)
     completed = CompleteConfig(**values)
     _check_sizes(completed, length, world)
@@ -252,14 +252,22 @@ def _check_sizes(config: CompleteConfig, length: int, world: int) -> None:
             f"{' on each rank' if world > 1 else ''}{' in each part' if parts > 1 else ''}): use --bn-splits 1, or"
             " another --batch"
         )
-    if config.method == "simclr" and batch // parts < 2:
-        raise UserError(f"--batch {batch} in {parts} parts: SimCLR tells an image from the others of a part: use more")
+    if batch // world // parts < 2:
+        split = f" on {world} ranks" * (world > 1) + f" in {parts} parts" * (parts > 1)
+        raise UserError(f"--batch {batch}{split}: each part needs 2 images or more to compare")
+    negatives = config.queue if config.method.startswith("moco") else 2 * batch // parts - 2
+    if config.mochi is not None and config.mochi[0] > negatives:
+        raise UserError(f"--mochi {config.mochi[0]}: there are only {negatives} negatives to find the hardest among")
     for field in BEGINNINGS:
         value = getattr(config, field)
         if value is not None and value >= config.epochs:
             raise UserError(f"{flag(field)} {value:g}: the run is over after {config.epochs} epochs: use fewer")
     if config.final_lr > config.lr:
         raise UserError(f"--final-lr {config.final_lr:g} is more than --lr {config.lr:g}: a learning rate only falls")
+    if config.first_size is not None and config.epochs < 2:
+        raise UserError(
+            f"--first-size {config.first_size}: one epoch has no time to grow: leave it out, or add --epochs"
+        )
     if config.first_size is not None and config.first_size > config.size:
         raise UserError(
             f"--first-size {config.first_size} is more than --size {config.size}: views grow, they do not shrink"

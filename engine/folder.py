@@ -26,7 +26,7 @@ def choose_folder(config: TrainConfig, source: Source, *, resumed: bool) -> Path
     named = f"{source.name}-{config.method}-{config.loader}-{time.strftime('%Y%m%d-%H%M%S')}"
     out = config.out or Path("runs") / named
     goes_on = resumed and (
-        config.resume == "auto" or Path(config.resume or "").resolve() == (out / "last.pt").resolve()
+        config.resume == "auto" or Path(config.resume or "").resolve() in (out.resolve(), (out / "last.pt").resolve())
     )
     if not goes_on and (out / "last.pt").exists():
         raise UserError(

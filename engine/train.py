@@ -5,7 +5,8 @@
     python engine/train.py --resume runs/NAME/last.pt           # go on after an interruption
     torchrun --nproc-per-node 8 engine/train.py --data imagenet
 
-Logs, checkpoints, recipe.yaml and report.html go to the folder --out.
+Logs, checkpoints, recipe.yaml and report.html go to the folder --out. What is left out takes the data's own value where
+they have one (shapes, CIFAR, STL-10), else the method's: OUT/config.json says what it came to.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ if __name__ == "__main__":  # run by path: see the package, not this folder (who
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import dataclasses
-import math
 from contextlib import closing
 from typing import Any
 
@@ -74,13 +74,16 @@ def parse(arguments: list[str] | None = None) -> tuple[TrainConfig, State | None
         return config, None
     if config.resume == "auto" and config.out is None:
         raise UserError("--resume auto looks for OUT/last.pt: give --out too, or --resume PATH")
-    path = config.out / "last.pt" if config.resume == "auto" and config.out else Path(config.resume)
+    path = config.out if config.resume == "auto" and config.out else Path(config.resume)
+    path = path / "last.pt" if path.is_dir() or config.resume == "auto" else path
     if config.resume == "auto" and not path.exists():
         return config, None
     state = load_checkpoint(path)
     saved = from_dict(state["config"])
     default = dataclasses.replace(saved, out=path.parent, resume=None)
     config = tyro.cli(TrainConfig, args=arguments, config=(DisallowNone,), description=__doc__, default=default)
+    if config.stem == "auto":  # which the run has settled
+        config = dataclasses.replace(config, stem=saved.stem)
     check_same_run(path, saved, config)
     return config, state
 
@@ -102,6 +105,11 @@ def train(given: TrainConfig, state: State | None, team: Team) -> int:
     if state is not None and state["samples"] != len(source):
         was = f"{state['samples']:,} images, and {config.data} now has {len(source):,}"
         raise UserError(f"--resume: this run was trained on {was}: bring them back, or start anew with --init")
+    if state is not None and state["position"]["epoch"] > config.epochs:
+        done = state["position"]["epoch"]
+        raise UserError(
+            f"--resume: this run has {done} epochs behind it, --epochs {config.epochs} are fewer: ask for more"
+        )
     out = choose_folder(config, source, resumed=state is not None) if team.leads else Path()
     config = dataclasses.replace(config, out=out)
     torch.backends.cudnn.benchmark = True  # batches have few shapes: let it find the fastest kernels
@@ -160,7 +168,7 @@ def choose_recipe(config: CompleteConfig, state: State | None) -> Recipe:
 def at_size(config: CompleteConfig, recipe: Recipe) -> Recipe:
     """The recipe at the run's size, or growing to it where the run begins with smaller views."""
     resized = recipe.resized(config.size)
-    return resized.growing(config.first_size) if config.first_size else resized
+    return resized.growing(config.first_size, most=config.epochs) if config.first_size else resized
 
 
 def saved_recipe(config: TrainConfig, state: State | None) -> Recipe | None:
@@ -198,7 +206,8 @@ def summary(out: Path, signal: int) -> str:
     figures = results(read_csv(out / "epochs.csv"))
     parts = [f"loss {figures['loss']:.3f}"] if "loss" in figures else []
     if "knn" in figures:
-        parts.append(f"kNN {figures['knn']:.2f} % (untrained network: {figures.get('untrained', math.nan):.2f} %)")
+        untrained = f" (untrained network: {figures['untrained']:.2f} %)" if "untrained" in figures else ""
+        parts.append(f"kNN {figures['knn']:.2f} %{untrained}")
     lines = [", ".join(parts)] if parts else []
     if signal:
         lines.append(f"stopped; go on with: {resume_command(out)}")

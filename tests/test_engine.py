@@ -68,7 +68,9 @@ def test_what_is_not_given_comes_from_the_method_and_the_data() -> None:
         ({"batch": 64, "accumulate": 4, "bn_splits": 32}, "--bn-splits 32 does not divide .*16 images in each part"),
         ({"method": "swav", "batch": 64, "queue": 32}, "--queue 32 is shorter than a batch of 64: use --queue 960"),
         ({"first_size": 64}, "--first-size 64 is more than --size 32"),
-        ({"method": "simclr", "batch": 4, "accumulate": 4}, "SimCLR tells an image from the others of a part"),
+        ({"method": "simclr", "batch": 4, "accumulate": 4}, "each part needs 2 images or more to compare"),
+        ({"batch": 64, "queue": 64, "mochi": (65, 8, 8)}, "--mochi 65: there are only 64 negatives"),
+        ({"first_size": 16, "epochs": 1}, "--first-size 16: one epoch has no time to grow"),
         ({"warmup_epochs": 5.0, "epochs": 5}, "--warmup-epochs 5: the run is over after 5 epochs"),
         ({"final_lr": 1.0, "lr": 0.1}, "--final-lr 1 is more than --lr 0.1"),
     ],
@@ -196,6 +198,7 @@ def test_parts_of_a_batch_are_split_for_batch_norm_as_batches_of_their_size() ->
 def test_the_embedded_set_s_queue_is_for_moco() -> None:
     shapes = {"source": "shapes-train", "length": 4096, "world": 1}
     assert complete(TrainConfig(method="moco-v2+"), **shapes).queue == 1024
+    assert complete(TrainConfig(batch=32), source="shapes-train", length=256, world=1).queue == 32  # cut to a few
     assert complete(TrainConfig(method="swav"), **shapes).queue == 0
 
 

@@ -23,11 +23,12 @@ from penstock.augment import RECIPES
 from penstock.engine.checkpoint import load_checkpoint
 from penstock.engine.csv_log import read_csv
 from penstock.engine.evaluate import protocols
-from penstock.engine.evaluate.protocols import PROTOCOLS, Outcome
+from penstock.engine.evaluate.protocols import PROTOCOLS, Outcome, ProtocolsConfig, check_images
 from penstock.engine.evaluate.run import Config, main, views_of
 from penstock.engine.evaluate.trained import Said, load_trained
 from penstock.engine.train import main as train
 from penstock.errors import UserError
+from penstock.loaders.sources import ImageArrays
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES, TRAIN, SUBSET, VAL = 7, 70, 63, 28  # more than five classes, so that there is a top-5
@@ -134,6 +135,33 @@ def test_an_evaluation_replaces_the_last_one_s_files(run: Path, tmp_path: Path) 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "results.json"]
 
 
+@pytest.mark.parametrize("error", [UserError("the second one cannot be"), KeyboardInterrupt()])
+def test_what_stops_a_protocol_leaves_the_figures_of_those_before_it(
+    error: BaseException, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> Outcome:
+        raise error
+
+    monkeypatch.setitem(PROTOCOLS, "logistic", stopped)
+    (tmp_path / "report.html").write_text("an earlier evaluation's")
+    with pytest.raises(type(error)):
+        main([str(run), "--protocols", "knn,logistic", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "results.json").read_text())["figures"]["trained"]
+    assert list(found) == ["knn"] and 0 <= found["knn"]["validation"]["top1"] <= 100
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["per_class.csv", "results.json"]
+
+
+@pytest.mark.parametrize("protocol", ["knn", "geometry"])
+def test_features_that_are_no_numbers_are_refused(protocol: str, run: Path, tmp_path: Path) -> None:
+    state = load_checkpoint(run / "last.pt")
+    state["method"]["encoder.backbone.layer4.0.bn1.running_var"][0] = torch.nan
+    torch.save(state, tmp_path / "broken.pt")
+    with pytest.raises(
+        UserError, match=r"^the network's features are not finite numbers: .*take an earlier checkpoint"
+    ):
+        main([str(tmp_path / "broken.pt"), "--protocols", protocol, "--geometry-images", "14"])
+
+
 def test_a_regression_that_has_not_converged_is_named(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,6 +234,16 @@ def test_batch_norm_in_parts_is_evaluated_whole(images: Path, tmp_path: Path) ->
         ("--geometry-share 1.5", "--geometry-share 1.5: a share is 1 at most"),
         ("--knn-k 0", "--knn-k 0: this must be at least 1"),
         ("--probe-augmented-as finetune", "--probe-augmented-as 'finetune' is not known: choose one of moco"),
+        ("--map-images 1", "--map-images 1: a map shows at least two images"),
+        ("--amp fp8", "--amp 'fp8' is not known: choose one of auto, off"),
+        ("--on-error go", "--on-error 'go' is not known: choose one of stop, skip"),
+        ("--size 0", "--size 0: this must be at least 1"),
+        ("--probe.held-out 1.5", "--probe.held-out 1.5: this is a share of the images"),
+        ("--probe.held-out 0.001", "--probe.held-out 0.001 of 63 training images: it takes at least one"),
+        ("--finetune.drops 60 80", "--drops 60: these are shares of the run"),
+        ("--protocols knn,finetune --finetune.batch 64", "--finetune.batch 64 is larger than the training set (63"),
+        ("--protocols knn,probe-augmented", "--probe-augmented.batch 256 is larger than the training set (63"),
+        ("--protocols knn,finetune --finetune.recipe prob", "--recipe 'prob' is not known"),
         ("--data nowhere", "nowhere: neither a path that exists nor a known set"),
         ("--data {images}/train", "has no labelled validation images: name some with --val-data"),
         ("--out {images}/train/class%200/0000.png", "cannot be made (File exists): choose another --out"),
@@ -217,6 +255,14 @@ def test_wrong_inputs_are_one_line(arguments: str, message: str, run: Path, imag
         main([str(run), *out, *(x.format(images=images).replace("%20", " ") for x in arguments.split())])
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_few_images_for_the_geometry_may_be_all_of_one_class() -> None:
+    source = ImageArrays(np.zeros((5, 8, 8, 3), np.uint8), [1, 0, 0, 0, 1], ("a", "b"), "five")
+    check_images(["geometry"], ProtocolsConfig(geometry_images=3), source, source, None)
+    with pytest.raises(UserError, match=r"^the 2 images .* are all of one class: raise --geometry-images"):
+        check_images(["geometry"], ProtocolsConfig(geometry_images=2), source, source, None)
+    check_images(["knn"], ProtocolsConfig(geometry_images=2), source, source, None)
 
 
 def test_other_classes_to_validate_on_are_refused(run: Path, images: Path, tmp_path: Path) -> None:

@@ -390,6 +390,15 @@ def test_progress_is_shown(terminal: bool, tmp_path: Path, capsys: pytest.Captur
         ({"epochs": 0}, "--epochs 0"),
         ({"backbone_lr": 0.1}, "--backbone-lr 0.1: the backbone is frozen: add --finetune"),
         ({"label_smoothing": 1.0}, "--label-smoothing 1.0"),
+        ({"momentum": 1.0}, "--momentum 1.0: this must be at least 0, and less than 1"),
+        ({"weight_decay": -1e-4}, "--weight-decay -0.0001: this must be at least 0"),
+        ({"warmup_epochs": -1.0}, "--warmup-epochs -1.0: this must be at least 0"),
+        ({"drops": (60.0, 80.0)}, "--drops 60: these are shares of the run"),
+        ({"drops": (0.6, 1.0)}, "--drops 1: these are shares of the run"),
+        ({"size": 0}, "--size 0"),
+        ({"workers": 0}, "--workers 0"),
+        ({"loader": "fodler"}, "fodler"),
+        ({"on_error": "go on"}, "--on-error 'go on' is not known: choose one of stop, skip"),
     ],
 )
 def test_settings_that_cannot_be(given: dict[str, Any], message: str) -> None:
@@ -439,6 +448,12 @@ def test_a_run_of_other_settings_is_not_gone_on_with(tmp_path: Path) -> None:
     for options, message in cases:
         with pytest.raises(UserError, match=message):
             fit(**{"config": short, "out": tmp_path} | options)
+
+
+def test_a_file_that_is_no_checkpoint_is_named_as_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "probe-augmented-last.pt").write_text("no checkpoint")
+    with pytest.raises(UserError, match=rf"^{tmp_path}/probe-augmented-last.pt: this is no checkpoint"):
+        fit(TINY, tmp_path)
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:

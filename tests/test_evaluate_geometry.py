@@ -20,6 +20,7 @@ from penstock.engine.evaluate.geometry import (
     geometry,
     uniformity,
 )
+from penstock.errors import UserError
 
 VIEWS, IMAGES, CLASSES = 3, 12, 3
 
@@ -103,6 +104,12 @@ def test_geometry_has_the_worst_class_and_the_mean(views: EmbeddedViews) -> None
         assert found[f"{name}_radius_mean"] == pytest.approx(np.mean(radii))
         assert found[f"{name}_diameter_mean"] == pytest.approx(np.mean(diameters))
     assert found["alignment"] == pytest.approx(float(alignment(views.embeddings)))
+
+
+def test_images_of_one_class_have_no_two_centres(views: EmbeddedViews) -> None:
+    alone = EmbeddedViews(embeddings=views.embeddings, pixels=views.pixels, labels=torch.full((IMAGES,), 2))
+    with pytest.raises(UserError, match=r"^the 12 images .* are all of one class: raise --geometry-images, or leave"):
+        geometry(alone, classes=CLASSES, share=0.75)
 
 
 def test_collapsed_embeddings_show() -> None:

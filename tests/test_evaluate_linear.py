@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import classification_report, top_k_accuracy_score
 from sklearn.preprocessing import StandardScaler
@@ -73,6 +76,27 @@ def test_a_class_without_training_images_is_never_found() -> None:
 
 def test_a_regression_that_stops_early_says_so_without_a_warning() -> None:
     assert not fit_logistic(clouds(200), classes=CLASSES, iterations=1).converged
+
+
+def test_a_line_search_that_fails_is_no_convergence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """scikit-learn warns of one as it does of too few iterations."""
+    fit = LogisticRegression.fit
+
+    def failing(self: LogisticRegression, *arguments: Any) -> LogisticRegression:
+        warnings.warn("lbfgs failed to converge after 9 iterations: ABNORMAL", ConvergenceWarning, stacklevel=1)
+        return fit(self, *arguments)
+
+    monkeypatch.setattr(LogisticRegression, "fit", failing)
+    found = fit_logistic(clouds(200), classes=CLASSES)
+    assert not found.converged and found.iterations < 2000
+
+
+@pytest.mark.parametrize("solver", ["sgd", "lbfgs"])
+def test_every_round_is_heard_of(solver: str) -> None:
+    config = ProbeConfig(solver=solver, weight_decays=(0.01, 0.1, 1.0), epochs=3)
+    heard: list[int] = []
+    train_linear_probe(clouds(60), classes=CLASSES, config=config, advance=heard.append)
+    assert sum(heard) == config.rounds == {"sgd": 6, "lbfgs": 4}[solver]
 
 
 @pytest.mark.parametrize("c", [0.01, 1.0])
@@ -144,9 +168,13 @@ def test_a_learning_rate_that_diverges_is_not_chosen() -> None:
 def test_too_few_images_to_hold_out_and_wrong_settings_are_one_line() -> None:
     with pytest.raises(UserError, match=r"--probe.held-out 0.2 of 2 training images"):
         train_linear_probe(clouds(2), classes=2, config=ProbeConfig())
-    for wrong in ({"solver": "adam"}, {"epochs": 0}, {"lrs": ()}, {"weight_decays": (-1.0,)}):
+    cases: list[dict[str, Any]] = [
+        {"solver": "adam"}, {"epochs": 0}, {"lrs": ()}, {"weight_decays": (-1.0,)}, {"momentum": 1.0},
+        {"momentum": -0.1}, {"held_out": 0.0}, {"held_out": 1.0}, {"held_out": 20.0},
+    ]  # fmt: skip
+    for wrong in cases:
         with pytest.raises(UserError, match=r"^--probe\.\w+[^\n]*$"):
-            ProbeConfig(**wrong)  # type: ignore[arg-type]
+            ProbeConfig(**wrong)
 
 
 def test_accuracy_is_scikit_learn_s() -> None:

@@ -55,6 +55,34 @@ def test_an_image_has_no_vote_on_itself(
         assert found == votes.argmax()
 
 
+@pytest.mark.parametrize("temperature", [0.008, 0.003])  # exp(1 / T) is no float32 any more
+def test_low_temperatures(temperature: float, bank: tuple[torch.Tensor, torch.Tensor]) -> None:
+    images, labels = bank
+    queries = normalize(torch.randn(50, 8, generator=torch.Generator().manual_seed(1)))
+    ranked = knn_rank(queries, images, labels, classes=6, k=20, temperature=temperature, top=6)
+    for query, found in zip(queries.double().numpy(), ranked.tolist(), strict=True):
+        votes = plain_votes(query, images.double().numpy(), labels.numpy(), 6, 20, temperature)
+        voted = np.flatnonzero(votes)
+        assert found[0] == votes.argmax()
+        assert sorted(found[: len(voted)]) == voted.tolist()  # however little their votes weigh
+        assert found[len(voted) :] == [NO_VOTE] * (6 - len(voted))
+
+
+def test_a_class_that_has_the_image_itself_alone_has_no_neighbour() -> None:
+    bank = normalize(torch.tensor([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0]]))
+    ranked = knn_rank(
+        bank, bank, torch.tensor([0, 1, 1]), classes=2, k=200, temperature=0.001, top=2, among_themselves=True
+    )
+    assert ranked.tolist() == [[1, NO_VOTE], [0, 1], [1, 0]]
+
+
+def test_every_query_is_heard_of(bank: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knn, "CHUNK", 10_000)  # 33 queries
+    heard: list[int] = []
+    knn_rank(bank[0], *bank, classes=5, k=5, temperature=0.1, advance=heard.append)
+    assert heard == [33] * 9 + [3]
+
+
 def test_near_neighbours_outvote_many_far_ones() -> None:
     bank = normalize(torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.6, 0.8], [0.6, 0.8]]))
     labels = torch.tensor([0, 1, 1, 1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from penstock.augment import RECIPES, draw, load_recipe
-from penstock.augment.recipes import dump_recipe
+from penstock.augment.recipes import dump_recipe, parse_recipe
 from penstock.augment.rows import Opcode
 from penstock.engine.checkpoint import load_checkpoint
 from penstock.engine.csv_log import read_csv
@@ -299,6 +301,22 @@ def test_a_checkpoint_of_another_run_is_refused_naming_both(whole: Path, tmp_pat
     text.write_text("no checkpoint")
     with pytest.raises(UserError, match="this is no checkpoint"):
         main(["--resume", str(text)])
+
+
+def test_a_finished_run_goes_on_by_its_folder_but_not_backwards(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has 2 epochs behind it, --epochs 1 are fewer"):
+        main(["--resume", str(whole), "--epochs", "1"])
+    shutil.copytree(whole, tmp_path / "copy")
+    assert main(["--resume", str(tmp_path / "copy"), "--stem", "auto", "--epochs", "3"]) == 0
+    assert [row["epoch"] for row in read_csv(tmp_path / "copy" / "epochs.csv")] == [0, 1, 2, 3]
+
+
+def test_views_grow_from_the_first_size_to_the_last(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    grown = ["--size", "32", "--first-size", "12", "--subset", "48", "--knn-every", "0", "--epochs", "3"]
+    assert main([*TINY, "--data", str(images), "--out", str(out), *grown]) == 0
+    saved = parse_recipe(yaml.safe_load((out / "recipe.yaml").read_text()))
+    assert [saved.over(3).at(epoch).size for epoch in range(3)] == [12, 16, 32]
 
 
 def test_a_finished_run_is_not_written_over(images: Path, whole: Path) -> None:

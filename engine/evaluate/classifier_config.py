@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from penstock.augment import Recipe, load_recipe
 from penstock.augment.operations import RandomChoice
 from penstock.augment.recipe import View
+from penstock.engine.config import flag
 from penstock.engine.evaluate.data import plain_view
+from penstock.engine.schedule import scheduled
 from penstock.errors import UserError
+from penstock.loaders.make import check_name
+from penstock.loaders.skipped import ON_ERROR
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("cosine", "step")
@@ -68,15 +71,23 @@ class ClassifierConfig:
     """Decides the linear layer's first weights, order and augmentation."""
 
     def __post_init__(self) -> None:
-        for field, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
-            if getattr(self, field) not in choices:
-                raise UserError(f"--{field} {getattr(self, field)!r} is not known: choose one of {', '.join(choices)}")
-        for field in ("draws", "epochs", "batch", "lr", "backbone_lr", "val_every"):
+        for field, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("on_error", ON_ERROR)):
+            if (value := getattr(self, field)) not in choices:
+                raise UserError(f"{flag(field)} {value!r} is not known: choose one of {', '.join(choices)}")
+        check_name(self.loader)
+        for field in ("size", "draws", "epochs", "batch", "lr", "backbone_lr", "val_every", "workers"):
             value = getattr(self, field)
             if value is not None and not value > 0:
                 raise UserError(f"{flag(field)} {value}: this must be more than 0")
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"--label-smoothing {self.label_smoothing}: this must be at least 0, and less than 1")
+        for field in ("weight_decay", "warmup_epochs", "seed"):
+            if not (value := getattr(self, field)) >= 0:
+                raise UserError(f"{flag(field)} {value}: this must be at least 0")
+        for field in ("label_smoothing", "momentum"):
+            if not 0 <= (value := getattr(self, field)) < 1:
+                raise UserError(f"{flag(field)} {value}: this must be at least 0, and less than 1")
+        for drop in self.drops:
+            if not 0 < drop < 1:
+                raise UserError(f"--drops {drop:g}: these are shares of the run, such as 0.6 for epoch 60 of 100")
         if self.backbone_lr is not None and not self.finetune:
             raise UserError(
                 f"--backbone-lr {self.backbone_lr}: the backbone is frozen: add --finetune, or leave it out"
@@ -114,12 +125,13 @@ PROTOCOLS = {
 
 def learning_rate_share(config: ClassifierConfig, epoch: float) -> float:
     """The share of the peak learning rate at an epoch (3.5: half-way through the fourth)."""
-    if epoch < config.warmup_epochs:
-        return epoch / config.warmup_epochs
-    if config.schedule == "step":
-        return 0.1 ** sum(epoch >= drop * config.epochs for drop in config.drops)
-    share = (epoch - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-9)
-    return (1 + math.cos(math.pi * min(share, 1.0))) / 2
+    return scheduled(
+        epoch,
+        schedule=config.schedule,
+        epochs=config.epochs,
+        warmup_epochs=config.warmup_epochs,
+        drops=config.drops,
+    )
 
 
 def training_recipe(config: ClassifierConfig, like: Recipe | None = None) -> Recipe:
@@ -143,8 +155,3 @@ def _with_draws(view: View, draws: int, recipe: str) -> View:
         raise UserError(f"--draws {draws}: --recipe {recipe} has no pool of operations to draw from: leave it out")
     changed = (replace(o, times=draws) if isinstance(o, RandomChoice) else o for o in view.operations)
     return replace(view, operations=tuple(changed))
-
-
-def flag(field: str) -> str:
-    """`weight_decay` as it is typed: `--weight-decay`."""
-    return "--" + field.replace("_", "-")

@@ -30,8 +30,9 @@ from torch import nn
 
 from penstock.augment import Recipe
 from penstock.engine.checkpoint import load_checkpoint
+from penstock.engine.config import flag
 from penstock.engine.csv_log import CsvLog
-from penstock.engine.evaluate.classifier_config import PROTOCOLS, ClassifierConfig, flag, training_recipe
+from penstock.engine.evaluate.classifier_config import PROTOCOLS, ClassifierConfig, training_recipe
 from penstock.engine.evaluate.data import check_same_classes, in_order, labelled, plain_view
 from penstock.engine.evaluate.linear import LinearClassifier
 from penstock.engine.evaluate.supervised import COLUMNS, Figures, Stopped, Training, Validation, build_classifier
@@ -171,7 +172,7 @@ def _saved(path: Path, identity: dict[str, object]) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
-    state = load_checkpoint(path)
+    state = load_checkpoint(path, what="")
     was = state.get("identity", {})
     for name, value in identity.items():
         if was.get(name) != value:

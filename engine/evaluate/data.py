@@ -37,12 +37,14 @@ def open_validation(data: str, *, val_data: str | None, class_list: Path | None)
     return None if own is None else labelled(own)
 
 
-def check_same_classes(train: Source, validation: Source, *, name: str) -> None:
+def check_same_classes(
+    train: Source, validation: Source, *, name: str, remedy: str = "choose another --val-data"
+) -> None:
     """Raises UserError where the classes of the validation set, called `name`, are not those of the training set."""
     if validation.classes != train.classes:
         raise UserError(
             f"{name}: the classes to validate on ({', '.join(validation.classes[:3])}, …) are not those of the data"
-            f" ({', '.join(train.classes[:3])}, …): choose another --val-data"
+            f" ({', '.join(train.classes[:3])}, …): {remedy}"
         )
 
 

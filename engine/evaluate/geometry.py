@@ -29,9 +29,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from penstock.engine.evaluate.features import Advance, without_fp16
+from penstock.engine.evaluate.features import Advance, embed
 from penstock.engine.methods.embedding import embedding_std
 from penstock.engine.precision import Precision
+from penstock.errors import UserError
 from penstock.loaders import Loader
 
 PIXELS = 32  # the side to which views are shrunk before their pixels are compared
@@ -60,8 +61,11 @@ def embed_views(
     """Views of every image of the loader, which keeps their order: one epoch's after the other, until there are enough.
 
     The recipe's views are all of one size.
+
+    Raises:
+        UserError: embeddings are not finite.
     """
-    precision, epochs = without_fp16(precision), -(-views // loader.recipe.count)
+    epochs = -(-views // loader.recipe.count)
     rounds = [_embed_epoch(network, loader, precision, epoch, advance) for epoch in range(epochs)]
     embeddings, pixels, labels = zip(*rounds, strict=True)
     return EmbeddedViews(embeddings=torch.cat(embeddings)[:views], pixels=torch.cat(pixels)[:views], labels=labels[0])
@@ -71,16 +75,12 @@ def _embed_epoch(
     network: nn.Module, loader: Loader, precision: Precision, epoch: int, advance: Advance | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     embeddings, pixels, labels = [], [], []
-    for batch in loader.epoch(epoch):
+    for batch, output in embed(network, loader, precision, epoch=epoch, advance=advance):
         images = batch.groups[0]  # [V·n, 3, S, S]
-        with precision.autocast():
-            output = network(images).float().flatten(1)
         small = functional.adaptive_avg_pool2d(images, min(PIXELS, images.shape[-1])).flatten(1)
         embeddings.append(functional.normalize(output).unflatten(0, (-1, len(batch))))
         pixels.append((small / small.shape[1] ** 0.5).unflatten(0, (-1, len(batch))))
         labels.append(batch.label.to(images.device))
-        if advance is not None:
-            advance(len(batch))
     return torch.cat(embeddings, 1), torch.cat(pixels, 1), torch.cat(labels)
 
 
@@ -126,8 +126,13 @@ def concentration(views: torch.Tensor, share: float) -> tuple[torch.Tensor, torc
 
 
 def geometry(views: EmbeddedViews, *, classes: int, share: float) -> dict[str, float]:
-    """All of it, by name. Concentration is that of the worst class, as the paper's definition has it, and the mean."""
+    """All of it, by name. Concentration is that of the worst class, as the paper's definition has it, and the mean.
+
+    Raises:
+        UserError: the images are all of one class.
+    """
     z, labels = views.embeddings, views.labels
+    check_several_classes(labels)
     centres = class_centres(z, labels, classes)
     mean_product, largest_product = divergence(centres)
     found = {
@@ -140,6 +145,15 @@ def geometry(views: EmbeddedViews, *, classes: int, share: float) -> dict[str, f
     for name, x in (("embedding", z), ("pixel", views.pixels)):
         found |= {f"{name}_{what}": value for what, value in concentrations(x, labels, share).items()}
     return {name: float(value) for name, value in found.items()}
+
+
+def check_several_classes(labels: torch.Tensor) -> None:
+    """Raises UserError where the labels [N] of images are all the same: then there are no two centres."""
+    if (labels == labels[0]).all():
+        raise UserError(
+            f"the {len(labels)} images whose geometry would be measured are all of one class: raise --geometry-images,"
+            " or leave geometry out of --protocols"
+        )
 
 
 def concentrations(views: torch.Tensor, labels: torch.Tensor, share: float) -> dict[str, torch.Tensor]:

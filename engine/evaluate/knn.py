@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import torch
 
-from penstock.engine.evaluate.features import extract_features
+from penstock.engine.evaluate.features import Advance, extract_features
 from penstock.engine.method import Encoder
 from penstock.engine.precision import Precision
 from penstock.loaders import Loader
 
 CHUNK = 1 << 25  # similarities held at a time: 128 MB of float32
-NO_VOTE = -1  # stands where fewer classes have votes than were asked for
+NO_VOTE = -1  # stands where fewer classes have neighbours than were asked for
 
 
 def knn_predict(
@@ -45,31 +45,40 @@ def knn_rank(
     temperature: float,
     top: int = 1,
     among_themselves: bool = False,
+    advance: Advance | None = None,
 ) -> torch.Tensor:
     """The `top` classes of each query by their votes, int64 [N, top], NO_VOTE where fewer have any.
 
     Args:
         among_themselves: the queries are the bank itself, and none has a vote on its own class.
+        advance: hears of every query.
     """
     step = max(1, CHUNK // len(bank))
+    k = min(k, len(bank) - among_themselves)
     ranked = []
     for first in range(0, len(queries), step):
         similarity = queries[first : first + step] @ bank.T  # [n, M]
         if among_themselves:
             similarity.diagonal(first).fill_(-torch.inf)  # row i is query first + i
-        nearest = similarity.topk(min(k, len(bank)))
+        nearest = similarity.topk(k)
         ranked.append(_most_votes(nearest.values, labels[nearest.indices], classes, temperature, top))
+        if advance is not None:
+            advance(len(similarity))
     return torch.cat(ranked)
 
 
 def _most_votes(
     similarity: torch.Tensor, labels: torch.Tensor, classes: int, temperature: float, top: int
 ) -> torch.Tensor:
-    """Of each query's neighbours [n, k], the classes that have most votes, [n, top]."""
-    votes = similarity.new_zeros(len(similarity), classes)
-    votes.scatter_add_(1, labels, (similarity / temperature).exp())
+    """Of each query's neighbours [n, k], the nearest first, the classes that have most votes, [n, top].
+
+    A vote is counted relative to the nearest one's, since exp(1 / T) is no float32 for T below .0113. Those of far
+    neighbours may then come to 0, which still is more than no neighbour.
+    """
+    votes = similarity.new_full((len(similarity), classes), -1.0).scatter_(1, labels, 0.0)
+    votes.scatter_add_(1, labels, ((similarity - similarity[:, :1]) / temperature).exp())
     most = votes.topk(min(top, classes))
-    return most.indices.where(most.values > 0, NO_VOTE)
+    return most.indices.where(most.values >= 0, NO_VOTE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +103,10 @@ class OnlineKNN:
         """Per cent of the queries whose class is found. Leaves the encoder in the mode it was in."""
         was_training = encoder.training
         network = encoder.eval() if self.on == "projection" else encoder.eval().backbone
-        bank = extract_features(network, self.bank, precision)
-        queries = extract_features(network, self.queries, precision)
+        bank, queries = (extract_features(network, x, precision, unit=True) for x in (self.bank, self.queries))
         encoder.train(was_training)
         found = knn_predict(
-            queries.unit, bank.unit, bank.labels, classes=self.classes, k=self.k, temperature=self.temperature
+            queries.values, bank.values, bank.labels, classes=self.classes, k=self.k, temperature=self.temperature
         )
         return 100.0 * float((found == queries.labels).float().mean())
 

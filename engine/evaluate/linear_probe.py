@@ -61,6 +61,29 @@ class ProbeConfig:
                 raise UserError(f"--probe.{field} {getattr(self, field)}: this must be at least 1")
         if not self.lrs or not self.weight_decays or min(self.lrs) <= 0 or min(self.weight_decays) < 0:
             raise UserError("--probe.lrs, --probe.weight-decays: give learning rates above 0, and decays of 0 or more")
+        if not 0 <= self.momentum < 1:
+            raise UserError(f"--probe.momentum {self.momentum}: this must be at least 0, and less than 1")
+        if not 0 < self.held_out < 1:
+            raise UserError(f"--probe.held-out {self.held_out}: this is a share of the images, between 0 and 1")
+
+    @property
+    def rounds(self) -> int:
+        """What training takes, as `advance` hears of it: epochs, or for lbfgs each candidate and the best once more."""
+        return len(_candidates(self)) + 1 if self.solver == "lbfgs" else 2 * self.epochs
+
+    def held_out_of(self, images: int) -> int:
+        """How many of the training images are held out.
+
+        Raises:
+            UserError: none, or all.
+        """
+        held = round(self.held_out * images)
+        if not 1 <= held < images:
+            raise UserError(
+                f"--probe.held-out {self.held_out:g} of {images} training images: it takes at least one to train on and"
+                " one to choose by: use 0.2, and more images"
+            )
+        return held
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +108,7 @@ class Probe:
 
 
 def train_linear_probe(train: Features, *, classes: int, config: ProbeConfig, advance: Advance | None = None) -> Probe:
-    """Choose the best candidate and train it on all features; `advance` hears of every epoch, 2 · epochs in all.
+    """Choose the best candidate and train it on all features; `advance` hears of every round.
 
     Raises:
         UserError: too few images to hold any out.
@@ -102,12 +125,7 @@ def train_linear_probe(train: Features, *, classes: int, config: ProbeConfig, ad
 
 def _held_out(images: int, config: ProbeConfig, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Positions of the images to train on, and of those to choose by."""
-    held = round(config.held_out * images)
-    if not 1 <= held < images:
-        raise UserError(
-            f"--probe.held-out {config.held_out:g} of {images} training images: it takes at least one to train on and"
-            " one to choose by: use 0.2, and more images"
-        )
+    held = config.held_out_of(images)
     mixed = torch.randperm(images, generator=torch.Generator().manual_seed(config.seed)).to(device)
     return mixed[held:], mixed[:held]
 
@@ -153,7 +171,7 @@ def _fit(
     bias = values.new_zeros(len(candidates), classes).requires_grad_()
     decay = values.new_tensor([candidate.weight_decay for candidate in candidates])  # [K]
     if config.solver == "lbfgs":
-        _descend_lbfgs(weight, bias, values, labels, decay)
+        _descend_lbfgs(weight, bias, values, labels, decay, advance)
     else:
         lr = values.new_tensor([candidate.lr for candidate in candidates])  # [K]
         _descend_sgd(weight, bias, values, labels, lr, decay, config, advance)
@@ -192,7 +210,12 @@ def _descend_sgd(
 
 
 def _descend_lbfgs(
-    weight: torch.Tensor, bias: torch.Tensor, values: torch.Tensor, labels: torch.Tensor, decay: torch.Tensor
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    values: torch.Tensor,
+    labels: torch.Tensor,
+    decay: torch.Tensor,
+    advance: Advance | None,
 ) -> None:
     """One candidate after the other: each has a curvature and a step length of its own. In float64, as in float32 the
     line search gives up before the gradient is small."""
@@ -201,6 +224,8 @@ def _descend_lbfgs(
         w, b = _optimum(wide, labels, weight[k : k + 1].double(), bias[k : k + 1].double(), float(decay[k]))
         with torch.no_grad():
             weight[k], bias[k] = w[0], b[0]
+        if advance is not None:
+            advance(1)
 
 
 def _optimum(

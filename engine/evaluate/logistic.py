@@ -28,7 +28,7 @@ class Logistic:
     Attributes:
         classifier: for plain features; an `nn.Linear` with its weight and bias goes on from here.
         iterations: of L-BFGS.
-        converged: whether its gradient is small enough; else more iterations might still change the classifier.
+        converged: whether it came to an optimum; else the iterations were too few, or the line search failed.
     """
 
     classifier: LinearClassifier
@@ -49,13 +49,14 @@ def fit_logistic(train: Features, *, classes: int, c: float = 1.0, iterations: i
     values = train.values.double().cpu()  # in float32 the line search gives up before the gradient is small
     scale = Scale.of(values)
     model = LogisticRegression(C=c, max_iter=iterations)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # said in `converged`
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)  # said in `converged`
         model.fit(scale.apply(values).numpy(), train.labels.cpu().numpy())
     weight, bias = _of_all_classes(model.classes_, model.coef_, model.intercept_, classes)
-    folded, device, used = scale.fold(weight, bias), train.values.device, int(model.n_iter_.max())
+    folded, device = scale.fold(weight, bias), train.values.device
     moved = LinearClassifier(weight=folded.weight.to(device), bias=folded.bias.to(device))
-    return Logistic(classifier=moved, iterations=used, converged=used < iterations)
+    converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
+    return Logistic(classifier=moved, iterations=int(model.n_iter_.max()), converged=converged)
 
 
 def _of_all_classes(

@@ -12,22 +12,28 @@ N validation images.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 
+from penstock.augment import Recipe
+from penstock.engine.config import flag
+from penstock.engine.evaluate.classifier_config import training_recipe
 from penstock.engine.evaluate.classify import PROTOCOLS as CLASSIFIERS
 from penstock.engine.evaluate.classify import ClassifierConfig, Figures, train_classifier
+from penstock.engine.evaluate.data import spread
 from penstock.engine.evaluate.features import Features
-from penstock.engine.evaluate.geometry import geometry
+from penstock.engine.evaluate.geometry import check_several_classes, geometry
 from penstock.engine.evaluate.knn import knn_rank
 from penstock.engine.evaluate.linear import LinearClassifier
 from penstock.engine.evaluate.linear_probe import ProbeConfig, train_linear_probe
 from penstock.engine.evaluate.logistic import Logistic, fit_logistic
 from penstock.engine.evaluate.scores import TOP, accuracy
 from penstock.engine.evaluate.subject import Subject, bar
+from penstock.errors import UserError
+from penstock.loaders import Source
 
 VIEWS = ("cropped", "plain")  # how training images are shown to a linear classifier
 
@@ -87,12 +93,40 @@ class Outcome:
     seconds: float = 0.0
 
 
+def check_images(
+    names: Sequence[str], config: ProtocolsConfig, train: Source, val: Source, like: Recipe | None
+) -> None:
+    """See before any protocol runs whether one of them would refuse the images.
+
+    Args:
+        like: the recipe of the pre-training.
+
+    Raises:
+        UserError: too few images, or a recipe that no classifier can be trained by.
+    """
+    if "probe" in names:
+        config.probe.held_out_of(len(train))
+    if "geometry" in names:
+        for source in (train, val):
+            check_several_classes(torch.tensor(spread(source, config.geometry_images).labels))
+    for name, settings in (("probe-augmented", config.probe_augmented), ("finetune", config.finetune)):
+        if name in names:
+            training_recipe(settings, like)
+            if settings.batch > len(train):
+                raise UserError(
+                    f"{flag(name)}.batch {settings.batch} is larger than the training set ({len(train)} images): use"
+                    f" {flag(name)}.batch {len(train)} or less"
+                )
+
+
 def knn(subject: Subject, config: ProtocolsConfig) -> Outcome:
+    """top1 and top5 by the nearest training images' votes (Wu et al. 2018, arXiv 1805.01978)."""
     bank, queries = subject.plain_train, subject.plain_val
     voting: dict[str, Any] = {"k": config.knn_k, "temperature": config.knn_temperature}
-    options = {"classes": subject.classes, "top": TOP, **voting}
-    found = knn_rank(queries.unit, bank.unit, bank.labels, **options)
-    own = knn_rank(bank.unit, bank.unit, bank.labels, among_themselves=True, **options)
+    with bar(subject.title("kNN"), len(queries) + len(bank)) as advance:
+        options = {"classes": subject.classes, "top": TOP, "advance": advance, **voting}
+        found = knn_rank(queries.unit, bank.unit, bank.labels, **options)
+        own = knn_rank(bank.unit, bank.unit, bank.labels, among_themselves=True, **options)
     return Outcome(
         train=accuracy(own, bank.labels, classes=subject.classes),
         val=accuracy(found, queries.labels, classes=subject.classes),
@@ -103,6 +137,7 @@ def knn(subject: Subject, config: ProtocolsConfig) -> Outcome:
 
 
 def logistic(subject: Subject, config: ProtocolsConfig) -> Outcome:
+    """top1 and top5 of scikit-learn's regression on frozen features (`logistic.py`)."""
     found = _regression(subject, config)
     details = {"views": config.logistic_views, "c": config.logistic_c}
     return _outcome(subject, found.classifier, details | {"iterations": found.iterations, "converged": found.converged})
@@ -114,8 +149,9 @@ def _regression(subject: Subject, config: ProtocolsConfig) -> Logistic:
 
 
 def probe(subject: Subject, config: ProtocolsConfig) -> Outcome:
+    """top1 and top5 of the best of several linear layers, trained by SGD on frozen features (`linear_probe.py`)."""
     train = _shown(subject, config.probe_views)
-    with bar(subject.title("linear probe"), 2 * config.probe.epochs) as advance:
+    with bar(subject.title("linear probe"), config.probe.rounds) as advance:
         found = train_linear_probe(train, classes=subject.classes, config=config.probe, advance=advance)
     chosen = {"held_out_top1": found.held_out, "lr": found.chosen.lr, "weight_decay": found.chosen.weight_decay}
     return _outcome(subject, found.classifier, {"views": config.probe_views, **chosen})
@@ -139,6 +175,7 @@ def _outcome(subject: Subject, classifier: LinearClassifier, details: dict[str, 
 
 
 def geometry_of_views(subject: Subject, config: ProtocolsConfig) -> Outcome:
+    """Alignment and uniformity (arXiv 2005.10242), divergence and concentration (2111.00743) of augmented views."""
     count, share = config.geometry_views, config.geometry_share
     train, val = (
         subject.views(source, images=config.geometry_images, views=count) for source in (subject.train, subject.val)
@@ -151,12 +188,14 @@ def geometry_of_views(subject: Subject, config: ProtocolsConfig) -> Outcome:
 
 
 def probe_augmented(subject: Subject, config: ProtocolsConfig) -> Outcome:
+    """top1 and top5 of a linear layer on the frozen backbone and augmented images (MoCo, arXiv 1911.05722, 4.1)."""
     from_regression = config.probe_augmented_as == "imagenette"
     start = _regression(subject, config).classifier if from_regression else None
     return _trained(subject, replace(config.probe_augmented, finetune=False), start)
 
 
 def finetune(subject: Subject, config: ProtocolsConfig) -> Outcome:
+    """top1 and top5 of the whole network, trained on the labels (SimCLR, arXiv 2002.05709, B.5)."""
     return _trained(subject, replace(config.finetune, finetune=True), None)
 
 

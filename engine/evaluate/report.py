@@ -1,4 +1,4 @@
-"""What an evaluation leaves in its folder.
+"""What an evaluation leaves in its folder: the first two files after each protocol, the others at the end.
 
     OUT/results.json    every figure, the settings, the machine
     OUT/per_class.csv   precision, recall, F1 and images of every class, for each classifier
@@ -67,18 +67,24 @@ def write_report(out: Path, findings: Findings, mapped: Features | None, *, seed
     Args:
         mapped: features of the images on the map; None: no map.
     """
-    for name in FILES:
-        (out / name).unlink(missing_ok=True)
+    write_figures(out, findings)
     reports = class_reports(findings)
-    write_results(out, findings)
     if reports:
-        write_per_class(out, reports, findings.classes)
         confusions = {name: report.confusion for name, report in reports.items()}
         write_whole(out / "confusion.png", lambda path: draw_confusions(confusions, findings.classes, path))
     if mapped is not None:
         places, labels = embedding_map(mapped.unit, seed=seed), mapped.labels.cpu().numpy()
         write_whole(out / "map.png", lambda path: draw_map(places, labels, findings.classes, path))
     return write_html(out, findings, reports)
+
+
+def write_figures(out: Path, findings: Findings) -> None:
+    """Write the figures there are so far, without the pictures and the page; an earlier evaluation's go."""
+    write_results(out, findings)
+    for name in FILES[1:]:
+        (out / name).unlink(missing_ok=True)
+    if reports := class_reports(findings):
+        write_per_class(out, reports, findings.classes)
 
 
 def class_reports(findings: Findings) -> dict[str, ClassReport]:

@@ -5,7 +5,8 @@
     python engine/evaluate/run.py runs/NAME --protocols probe-augmented,finetune
     python engine/evaluate/run.py moco_v2_800ep_pretrain.pth.tar --arch resnet50 --data path/to/images
 
-What it finds goes to the folder `evaluation` beside the checkpoint; `protocols.py` and `report.py` say what that is.
+What it finds goes to the folder `evaluation` beside the checkpoint, figures as soon as a protocol is over;
+`protocols.py` and `report.py` say what that is.
 Figures of training images are of those that the classifier was fitted to; for kNN an image has no vote on itself.
 """
 
@@ -33,6 +34,7 @@ from penstock.augment import Recipe, load_recipe
 from penstock.augment.executors import split_names
 from penstock.engine.config import flag
 from penstock.engine.data import share_cpus
+from penstock.engine.defaults import CHOICES
 from penstock.engine.distributed import join
 from penstock.engine.evaluate.classify import PROTOCOLS as CLASSIFIERS
 from penstock.engine.evaluate.classify import Stopped
@@ -44,13 +46,14 @@ from penstock.engine.evaluate.data import (
     open_validation,
 )
 from penstock.engine.evaluate.features import Features
-from penstock.engine.evaluate.protocols import PROTOCOLS, VIEWS, Outcome, ProtocolsConfig
-from penstock.engine.evaluate.report import Findings, table, write_report
+from penstock.engine.evaluate.protocols import PROTOCOLS, VIEWS, Outcome, ProtocolsConfig, check_images
+from penstock.engine.evaluate.report import Findings, table, write_figures, write_report
 from penstock.engine.evaluate.subject import Subject
 from penstock.engine.evaluate.trained import Said, Trained, load_trained
 from penstock.engine.precision import Precision, choose_precision
 from penstock.errors import UserError, run_command
 from penstock.loaders import Source, open_source
+from penstock.loaders.skipped import ON_ERROR
 from penstock.machine import describe_machine, machine_line, versions
 
 FEATURES = ("backbone", "projection")
@@ -129,6 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"--features projection: {config.checkpoint} holds a backbone alone: leave it out")
     config = complete(config, trained)
     train, val = open_images(config)
+    check_images(names, config, train, val, views_of(config, trained))
     precision = choose_precision(config.amp, team.device)
     try:
         findings, mapped = evaluate(config, names, trained, train, val, precision)
@@ -162,7 +166,8 @@ def check(config: Config) -> list[str]:
     for name in names or [""]:
         if name not in PROTOCOLS:
             raise UserError(f"--protocols {name!r} is not known: choose from {', '.join(PROTOCOLS)}")
-    choices = {"features": FEATURES, "logistic_views": VIEWS, "probe_views": VIEWS}
+    choices = {"features": FEATURES, "logistic_views": VIEWS, "probe_views": VIEWS, "amp": CHOICES["amp"],
+               "on_error": ON_ERROR}  # fmt: skip
     for field, known in choices.items():
         if (value := getattr(config, field)) not in known:
             raise UserError(f"{flag(field)} {value!r} is not known: choose one of {', '.join(known)}")
@@ -175,11 +180,13 @@ def check(config: Config) -> list[str]:
             raise UserError(f"{flag(field)} {value}: this must be more than 0")
     if config.geometry_share > 1:
         raise UserError(f"--geometry-share {config.geometry_share}: a share is 1 at most")
+    if config.map_images == 1:
+        raise UserError("--map-images 1: a map shows at least two images: use 2 or more, or 0 for no map")
     return list(dict.fromkeys(names))
 
 
-LEAST = {"knn_k": 1, "logistic_iterations": 1, "geometry_images": 2, "geometry_views": 2, "subset": 2, "batch": 1,
-         "workers": 1, "seed": 0, "map_images": 0}  # fmt: skip
+LEAST = {"knn_k": 1, "logistic_iterations": 1, "geometry_images": 2, "geometry_views": 2, "subset": 2, "size": 1,
+         "batch": 1, "workers": 1, "seed": 0, "map_images": 0}  # fmt: skip
 
 
 def complete(config: Config, trained: Trained) -> Config:
@@ -228,10 +235,14 @@ def folder(config: Config) -> Path:
 def evaluate(
     config: Config, names: list[str], trained: Trained, train: Source, val: Source, precision: Precision
 ) -> tuple[Findings, Features | None]:
-    """Every protocol on every network; and the features of the validation images that are to be on the map."""
+    """Every protocol on every network; and the features of the validation images that are to be on the map.
+
+    Figures are written after each protocol, so that none is lost to what stops a later one.
+    """
     out, recipe, size = folder(config), views_of(config, trained), config.size
     assert size is not None
     networks: dict[str, dict[str, Outcome]] = {}
+    findings = Findings(networks=networks, classes=train.classes, about=about(config, names, trained, train, val))
     mapped = None
     for name in ("trained", *(["untrained"] * config.untrained)):
         first = name == "trained"
@@ -240,10 +251,13 @@ def evaluate(
             recipe=recipe, size=size, precision=precision, out=out if first else out / name, batch=config.batch,
             workers=config.workers, on_error=config.on_error, seed=config.seed,
         )  # fmt: skip
-        networks[name] = {protocol: timed(protocol, subject, config) for protocol in names}
-        if first and config.map_images:
+        networks[name] = {}
+        for protocol in names:
+            networks[name][protocol] = timed(protocol, subject, config)
+            write_figures(out, findings)
+        if first and config.map_images and len(val) > 1:
             mapped = subject.plain_val.spread(config.map_images)
-    return Findings(networks=networks, classes=train.classes, about=about(config, names, trained, train, val)), mapped
+    return findings, mapped
 
 
 def views_of(config: Config, trained: Trained) -> Recipe:
@@ -290,7 +304,10 @@ def show(findings: Findings) -> None:
     console.print(shown)
     for network, outcomes in findings.networks.items():
         if "logistic" in outcomes and not outcomes["logistic"].details["converged"]:
-            print(f"{network}: the logistic regression has not converged: raise --logistic-iterations")
+            print(
+                f"{network}: the logistic regression has not converged: raise --logistic-iterations, or lower"
+                " --logistic-c"
+            )
 
 
 if __name__ == "__main__":
