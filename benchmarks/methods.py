@@ -8,7 +8,8 @@ for the rest; the report gives its kNN accuracy beside the untrained network's, 
 embeddings (1: spread over the sphere, 0: collapsed; see `engine/methods/embedding.py`). So short a run with a small
 network shows that a method works, not which is best.
 
-The runs lie in --out. Killed and started again, it goes on where it was, and repeats none that is finished.
+The runs lie in --out. Stopped (Ctrl-C) and started again, it goes on where it was, and repeats none that is finished;
+it refuses runs that were trained with other settings.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from pathlib import Path
 if __name__ == "__main__":  # run by path: see the package, not this folder (whose names would shadow others)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import json
 import os
 import shlex
+import signal
 import subprocess
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -31,20 +33,26 @@ from typing import Any
 
 import tyro
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
+from tyro.conf import DisallowNone
 
-from penstock.benchmarks.results import check_places, write_results
+from penstock.benchmarks.results import check_places, save, write_results
+from penstock.engine.config import TrainConfig, flag
 from penstock.engine.csv_log import read_csv
 from penstock.engine.defaults import METHODS
+from penstock.engine.evaluate.data import labelled, open_validation
 from penstock.errors import UserError, run_command
+from penstock.loaders import open_source
 from penstock.loaders.threads import available_cpus
 from penstock.machine import describe_machine, git_commit, machine_line, versions
 
 TRAIN = Path(__file__).resolve().parents[1] / "engine/train.py"
 LAST_LINES = 12  # of what a failed run said
+SAME = ("data", "subset", "epochs", "arch", "width", "stem", "batch", "seed", "train")  # what a run's figures depend on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,14 +96,44 @@ def check(config: Config) -> None:
         if getattr(config, name) < 1:
             raise UserError(f"--{name} {getattr(config, name)}: it takes at least 1")
     check_places(json=config.json, plot=config.plot)
+    for name in config.methods:
+        check_same(config, name)
+    check_evaluated(config)
+
+
+def check_same(config: Config, method: str) -> None:
+    """Refuse to go on with a run, or to report one, that began with other settings."""
+    out = config.out / method
+    if not (out / "epochs.csv").exists():
+        return
+    if not (out / "arguments.json").exists():
+        raise UserError(f"{out}: a run lies there that this benchmark did not start: choose another --out")
+    for name, was in read_start(out)["settings"].items():
+        if was != getattr(config, name):
+            asked = f"{flag(name)} {was!r}, not {getattr(config, name)!r}"
+            raise UserError(f"{out}: this run was trained with {asked}: choose another --out")
+
+
+def check_evaluated(config: Config) -> None:
+    """Refuse data that kNN cannot classify: the runs would end without what the table is about."""
+    words = arguments(config, config.methods[0])
+    run = tyro.cli(TrainConfig, args=words, config=(DisallowNone,), prog="engine/train.py")
+    if run.knn_every == 0:
+        raise UserError("--train has --knn-every 0, and the table is of kNN accuracies: leave it out")
+    bank = labelled(open_source(run.data, class_list=run.class_list))
+    if not len(bank) or open_validation(run.data, val_data=run.val_data, class_list=run.class_list) is None:
+        raise UserError(
+            f"--data {run.data}: kNN needs labels and a validation split, and these have none: choose other data, or"
+            ' name labelled images of the same classes, as in --train="--val-data FOLDER"'
+        )
 
 
 def arguments(config: Config, method: str) -> list[str]:
-    """What is typed behind engine/train.py for a method's run."""
+    """What is typed behind engine/train.py to begin a method's run."""
     words = ["--method", method, "--data", config.data, "--epochs", str(config.epochs), "--arch", config.arch,
              "--width", str(config.width), "--stem", config.stem, "--batch", str(config.batch),
              "--seed", str(config.seed), "--knn-every", str(max(1, config.epochs // 4)),
-             "--out", str(config.out / method), "--resume", "auto"]  # fmt: skip
+             "--out", str(config.out / method)]  # fmt: skip
     if config.subset is not None:
         words += ["--subset", str(config.subset)]
     return [*words, *shlex.split(config.train)]
@@ -109,21 +147,38 @@ def run(config: Config, method: str, progress: Progress, task: TaskID, stop: Eve
         return
     threads = str(max(1, available_cpus() // config.jobs))
     out.mkdir(parents=True, exist_ok=True)
+    write_start(config, out)
+    last = out / "last.pt"  # goes on with all that it began with
+    words = ["--resume", str(last)] if last.exists() else arguments(config, method)
     with (out / "output.txt").open("a") as output:
-        process = subprocess.Popen(
-            [sys.executable, str(TRAIN), *arguments(config, method)],
+        process = subprocess.Popen(  # in a session of its own: a Ctrl-C reaches it only through us, so only once
+            [sys.executable, str(TRAIN), *words], start_new_session=True,
             stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": threads},
         )  # fmt: skip
     while process.poll() is None:
-        if stop.is_set():
-            process.terminate()  # it saves, and goes on another time
         progress.update(task, completed=epochs_done(out))
-        time.sleep(0.5)
+        if stop.wait(0.5):
+            process.terminate()  # once: it saves after its step; asked twice, it would leave without
+            process.wait()
     progress.update(task, completed=epochs_done(out))
     if process.returncode and not stop.is_set():
         stop.set()
         said = "\n".join((out / "output.txt").read_text().strip().splitlines()[-LAST_LINES:])
         raise UserError(f"{method} ended with code {process.returncode} ({out / 'output.txt'}):\n{said}")
+
+
+def write_start(config: Config, out: Path) -> None:
+    """Write OUT/arguments.json: the settings, and the commits that the run was begun and gone on with."""
+    settings, commit = {name: getattr(config, name) for name in SAME}, git_commit()
+    commits = read_start(out)["commits"] if (out / "epochs.csv").exists() else []
+    commits += [commit] if commit not in commits[-1:] else []
+    text = json.dumps({"settings": settings, "commits": commits}, indent=2) + "\n"
+    save(out / "arguments.json", lambda path: path.write_text(text))
+
+
+def read_start(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "arguments.json").read_text())
+    return found
 
 
 def epochs_done(out: Path) -> int:
@@ -135,8 +190,8 @@ def train_all(config: Config, console: Console) -> None:
     stop = Event()
     with Progress(console=console) as progress, ThreadPoolExecutor(config.jobs) as pool:
         tasks = {method: progress.add_task(method, total=config.epochs) for method in config.methods}
-        runs = [pool.submit(run, config, method, progress, task, stop) for method, task in tasks.items()]
         try:
+            runs = [pool.submit(run, config, method, progress, task, stop) for method, task in tasks.items()]
             for done in runs:
                 done.result()
         except BaseException:
@@ -145,7 +200,8 @@ def train_all(config: Config, console: Console) -> None:
 
 
 def row_of(out: Path, method: str) -> dict[str, Any]:
-    """What a finished run came to: `loss`, `std`, `knn`, `knn_untrained` (per cent), `images_per_s`, `minutes`."""
+    """What a finished run came to: `loss`, `std`, `knn`, `knn_untrained` (per cent), `images_per_s`, `minutes`; and
+    the `commits` it was trained at."""
     epochs = read_csv(out / "epochs.csv")
     last = epochs[-1]
     seconds = sum(row.get("train_seconds", 0.0) for row in epochs)
@@ -159,6 +215,7 @@ def row_of(out: Path, method: str) -> dict[str, Any]:
         "knn_by_epoch": {int(row["epoch"]): row["knn"] for row in epochs if "knn" in row},
         "images_per_s": sum(row.get("images_per_s", 0.0) * row.get("train_seconds", 0.0) for row in epochs) / seconds,
         "minutes": seconds / 60,
+        "commits": read_start(out)["commits"],
     }
 
 
@@ -205,6 +262,7 @@ def draw_chart(report: dict[str, Any], path: Path) -> None:
         axes.plot(epochs, accuracies, marker="o", markersize=4, label=f"{row['method']} {row['knn']:.1f} %")
     axes.set(xlabel="epoch", ylabel="kNN accuracy, %")
     axes.set_title(title(report), loc="left", fontsize=10, fontweight="bold")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e4e7eb")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -223,4 +281,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the runs, too
     run_command(main)

@@ -3,7 +3,8 @@
 Algorithm 1 of He et al. 2020 (arXiv 1911.05722), with the shuffled keys of its section 3.3; v2's head and temperature
 (Chen et al. 2020, arXiv 2003.04297) come with the arguments. Views and weights are float32 in the usual layout (NCHW),
 the key encoder follows parameter by parameter, the optimizer is torch's as it comes, and the loss and both accuracies
-are read after each step, to be printed.
+are read after each step, to be printed. Where BatchNorm treats parts of a batch apart, it does so in the form of the
+authors' CIFAR-10 demo.
 
 N images in a batch, C the embedding's dimensions, K keys in the queue, S the views' side.
 """
@@ -20,7 +21,40 @@ from torch.nn import functional
 from penstock.engine.meters import Meter
 from penstock.engine.methods.momentum import Follower
 from penstock.engine.precision import Precision
+from penstock.engine.split_bn import SplitBatchNorm2d
 from penstock.loaders import Views
+
+
+class DemoSplitBatchNorm2d(SplitBatchNorm2d):
+    """Ours with the parts of a batch side by side, as channels of one call: image i is in part i mod `splits`.
+
+    Input [N, C, H, W] in the usual layout: no other can be seen so without a copy.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return super().forward(x)
+        means, variances = self.running_mean.repeat(self.splits), self.running_var.repeat(self.splits)
+        weight, bias = self.weight.repeat(self.splits), self.bias.repeat(self.splits)  # [splits·C], like those above
+        parts = x.view(-1, self.splits * x.shape[1], *x.shape[2:])  # [N / splits, splits·C, H, W]
+        y = functional.batch_norm(parts, means, variances, weight, bias, True, self.momentum, self.eps)
+        self.running_mean.copy_(means.view(self.splits, -1).mean(0))
+        self.running_var.copy_(variances.view(self.splits, -1).mean(0))
+        return y.view(x.shape)
+
+
+def split_as_demo(network: nn.Module) -> nn.Module:
+    """Give every split BatchNorm of a network the demo's form, in place; parameters stay the same objects."""
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, SplitBatchNorm2d):
+                demo = DemoSplitBatchNorm2d(
+                    child.num_features, splits=child.splits, eps=child.eps, momentum=child.momentum
+                ).to(child.weight.device)
+                demo.load_state_dict(child.state_dict())
+                demo.weight, demo.bias = child.weight, child.bias
+                setattr(parent, name, demo)
+    return network
 
 
 class OfficialStep:
@@ -50,6 +84,7 @@ class OfficialStep:
         self.optimizer, self.criterion = optimizer, nn.CrossEntropyLoss()
         self.queue, self.pointer = queue, 0
         self.m, self.t = momentum, temperature
+        self.steps = 0
         self.sums = {"loss": 0.0, "top-1": 0.0, "top-5": 0.0}
 
     def __call__(self, views: Views) -> torch.Tensor:
@@ -61,6 +96,7 @@ class OfficialStep:
         self.follow()
         self.enqueue(k)
         self.read(loss, logits)
+        self.steps += 1
         return loss.detach()
 
     def forward(self, x_q: torch.Tensor, x_k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -103,7 +139,7 @@ class Parts:
     """What separates the usual step from Penstock's, in the order in which the benchmark's table adds it.
 
     Attributes:
-        channels_last: views and weights with channels innermost (NHWC).
+        channels_last: views and weights with channels innermost (NHWC), and split BatchNorm in the form for that.
         autocast: the networks compute in the precision that `--amp auto` takes here.
         fused: the optimizer in one kernel.
         foreach: the key encoder follows in one call.

@@ -33,7 +33,8 @@ class Row:
         workers: threads of the loader, or DataLoader's processes; None where nothing is loaded.
         repeats: pairs a second in each round.
         waiting: share of each round in which the device had no batch to work on (`engine/meters.WaitClock`).
-        first_step: seconds of the very first one, with all that is compiled, chosen or allocated in it.
+        first_step: seconds of the step's very first time, with all that is compiled, chosen or allocated in it; None
+            where an earlier row has taken it.
         memory: GB on the GPU that its steps take at most, beside what lies there between two; None on a CPU.
         tried: pairs a second with other numbers of workers, where that was chosen.
         error: why nothing was measured.
@@ -118,10 +119,11 @@ class Contender:
 
     def warm(self) -> None:
         """Take the first steps."""
+        views, is_first = self.feed.surely(), self.step.steps == 0
         begin = perf_counter()
-        self.step(self.feed.surely())
+        self.step(views)
         self._catch_up()
-        self.row.first_step = perf_counter() - begin
+        self.row.first_step = perf_counter() - begin if is_first else None
         on_gpu = self.device.type == "cuda"
         before = torch.cuda.memory_allocated(self.device) if on_gpu else 0
         if on_gpu:

@@ -21,7 +21,7 @@ RESTLESS = 0.25  # a spread that no row has on a machine that does nothing else
 CAPTION = (
     "±: half the spread of the rounds; waiting: share of the time without a batch to work on; of the step: pairs/s over"
     " those of the same step on one batch that is there already; vs torchvision: over the same step fed by torchvision;"
-    " vs usual: over the usual step fed by torchvision"
+    " vs usual: over the usual step fed by torchvision; first step: empty where the same step has run in a row above"
 )
 ON_CPU = (
     "On a CPU the loader's threads and the network share the cores. torch computes on {threads} of {cpus} CPUs, in all "

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from penstock.augment import Recipe
-from penstock.benchmarks.training_official import OfficialStep, Parts, PartStep
+from penstock.benchmarks.training_official import OfficialStep, Parts, PartStep, split_as_demo
 from penstock.engine.config import CompleteConfig
 from penstock.engine.distributed import Team
 from penstock.engine.meters import Meter
@@ -54,9 +54,15 @@ class Setting:
 
 
 class Step(Protocol):
-    """A training step: the views of a batch in, its loss out, on the device. `layout` is that of the views it wants."""
+    """A training step: the views of a batch in, its loss out, on the device.
+
+    Attributes:
+        layout: that of the views it wants.
+        steps: so many it has taken.
+    """
 
     layout: torch.memory_format
+    steps: int
 
     def __call__(self, views: Views) -> torch.Tensor: ...
 
@@ -129,6 +135,8 @@ def more_and_more(setting: Setting) -> dict[str, Parts]:
 def _network(setting: Setting, parts: Parts) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The encoder that Penstock trains, and its optimizer as torch has it, or fused."""
     method = build_method(setting.config, setting.team)
+    if not parts.channels_last:
+        split_as_demo(method.encoder)
     ours = build_optimizer(setting.config, method)
     method.encoder.to(memory_format=torch.channels_last if parts.channels_last else torch.contiguous_format)
     how = ("fused", "foreach")

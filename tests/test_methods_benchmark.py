@@ -1,17 +1,31 @@
-"""The table of all methods: what it reports, that it repeats no run, and what it says of one that fails."""
+"""The table of all methods: what it reports, that it repeats no run, how it stops, and what it refuses."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
+import numpy as np
 import pytest
+from PIL import Image
+from rich.progress import Progress
 
-from penstock.benchmarks.methods import main
+from penstock.benchmarks import methods
+from penstock.benchmarks.methods import Config, main
+from penstock.engine.checkpoint import load_checkpoint
 from penstock.engine.csv_log import read_csv
 from penstock.errors import UserError
+from penstock.machine import git_commit
 
+METHODS = Path(__file__).resolve().parents[1] / "benchmarks/methods.py"
 TINY = ["--subset", "64", "--epochs", "1", "--batch", "32", "--width", "8", "--methods", "moco-v2", "simsiam"]
 
 
@@ -28,15 +42,91 @@ def test_a_table_with_its_picture_made_without_repeating_a_run(
         last = read_csv(out / row["method"] / "epochs.csv")[-1]
         assert row["epochs"] == 1 and (row["knn"], row["std"]) == (last["knn"], last["std"])
         assert all(math.isfinite(row[name]) for name in ("loss", "knn_untrained", "images_per_s", "minutes"))
+        assert row["commits"] == [git_commit()]
     assert picture.stat().st_size > 10_000
     assert "simsiam" in capsys.readouterr().out
     written = (out / "simsiam" / "epochs.csv").stat().st_mtime_ns
     assert main([*TINY, *options]) == 0
     assert (out / "simsiam" / "epochs.csv").stat().st_mtime_ns == written
+    with pytest.raises(UserError, match=r"moco-v2: this run was trained with --width 8, not 16: choose another --out"):
+        main([*TINY, *options, "--width", "16"])
+    (out / "moco-v2" / "arguments.json").unlink()
+    with pytest.raises(UserError, match="that this benchmark did not start: choose another --out"):
+        main([*TINY, *options])
+
+
+def test_a_run_that_was_stopped_goes_on_only_with_its_settings(tmp_path: Path) -> None:
+    run = ["--methods", "simsiam", "--out", str(tmp_path)]
+    started = {"data": "shapes", "subset": 64, "epochs": 9, "arch": "resnet18", "width": 16, "stem": "auto",
+               "batch": 32, "seed": 0, "train": "--optimizer adamw"}  # fmt: skip
+    (tmp_path / "simsiam").mkdir()
+    (tmp_path / "simsiam" / "epochs.csv").write_text("epoch,step,knn\n0,0,10\n")
+    (tmp_path / "simsiam" / "arguments.json").write_text(json.dumps({"settings": started, "commits": ["one"]}))
+    same = ["--subset", "64", "--epochs", "9", "--batch", "32", "--train=--optimizer adamw"]
+    others = {"data": "cifar10", "subset": 65, "epochs": 8, "arch": "resnet34", "width": 8, "stem": "half", "batch": 16,
+              "seed": 1, "train": "--optimizer sgd"}  # fmt: skip
+    for name, other in others.items():
+        with pytest.raises(UserError, match=f"this run was trained with --{name} .*, not .*choose another --out"):
+            main([*run, *same, f"--{name}={other}"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_by_a_signal_a_run_is_saved_and_finishes_another_time(number: int, tmp_path: Path) -> None:
+    out = tmp_path / "moco-v2"
+    words = ["--methods", "moco-v2", "--subset", "1000", "--epochs", "1", "--batch", "8", "--width", "8"]
+    words += ["--train=--size 32 --hidden 16 --loader folder", "--out", str(tmp_path)]
+    with subprocess.Popen([sys.executable, str(METHODS), *words], start_new_session=True) as process:
+        while process.poll() is None and not read_csv(out / "epochs.csv"):
+            time.sleep(0.05)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does
+        else:
+            process.send_signal(number)
+        assert process.wait() == 130
+    assert "left without saving" not in (out / "output.txt").read_text()
+    position = load_checkpoint(out / "last.pt")["position"]
+    assert position["epoch"] == 0 < position["step"]
+    if number == signal.SIGINT:
+        assert main(words) == 0
+        assert read_csv(out / "epochs.csv")[-1]["epoch"] == 1
+
+
+STUB = """import os, signal, time
+heard = []
+signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+print("ready", flush=True)
+while not heard:
+    time.sleep(0.01)
+time.sleep(1.2)  # saves
+print(len(heard), os.getsid(0) == os.getpid())"""
+
+
+def test_a_run_is_asked_once_to_stop_and_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "train.py").write_text(STUB)
+    monkeypatch.setattr(methods, "TRAIN", tmp_path / "train.py")
+    said, stop = tmp_path / "byol" / "output.txt", Event()
+    with ThreadPoolExecutor() as pool, Progress() as progress:
+        done = pool.submit(methods.run, Config(out=tmp_path), "byol", progress, progress.add_task(""), stop)
+        while not done.done() and not (said.exists() and said.read_text()):
+            time.sleep(0.01)
+        stop.set()
+        done.result()
+    assert said.read_text() == "ready\n1 True\n"
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_data_that_knn_cannot_classify_are_refused_before_anything_starts(labels: bool, tmp_path: Path) -> None:
+    for number in range(4):
+        path = tmp_path / "photos" / (f"class{number % 2}" if labels else "") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
+    with pytest.raises(UserError, match=r"kNN needs labels and a validation split.*--val-data FOLDER"):
+        main(["--data", str(tmp_path / "photos"), "--out", str(tmp_path / "runs")])
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_that_fails_is_named_with_what_it_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"moco-v2 ended with code 2 .*--queue 7 is not a multiple"):
+    with pytest.raises(UserError, match=r"(?s)moco-v2 ended with code 2 .*--queue 7 is not a multiple"):
         main([*TINY, "--train=--queue 7", "--out", str(tmp_path)])
 
 
@@ -46,6 +136,7 @@ def test_a_run_that_fails_is_named_with_what_it_said(tmp_path: Path) -> None:
         (["--methods", "mocov2"], "--methods 'mocov2' is not known"),
         (["--jobs", "0"], "--jobs 0: it takes at least 1"),
         (["--plot", "x.txt"], "must end in .png"),
+        (["--train=--knn-every 0"], "--knn-every 0, and the table is of kNN"),
     ],
 )
 def test_wrong_inputs_are_named(arguments: list[str], message: str) -> None:

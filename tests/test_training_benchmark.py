@@ -24,16 +24,24 @@ from penstock.benchmarks.plan import OURS
 from penstock.benchmarks.race import Clock
 from penstock.benchmarks.training_chart import draw_chart
 from penstock.benchmarks.training_lineup import Lineup
-from penstock.benchmarks.training_official import OfficialStep, Parts, PartStep
+from penstock.benchmarks.training_official import DemoSplitBatchNorm2d, OfficialStep, Parts, PartStep, split_as_demo
 from penstock.benchmarks.training_race import Contender, Feed, Row, SameBatch, race
 from penstock.benchmarks.training_report import fed, part_by_part, show
-from penstock.benchmarks.training_steps import PenstockStep, Setting, more_and_more, part_step, penstock_step
+from penstock.benchmarks.training_steps import (
+    PenstockStep,
+    Setting,
+    more_and_more,
+    official_step,
+    part_step,
+    penstock_step,
+)
 from penstock.engine.data import build_loader
 from penstock.engine.defaults import METHODS
 from penstock.engine.loop import Trainer
 from penstock.engine.method import Encoder
 from penstock.engine.methods.moco import MoCo
 from penstock.engine.precision import Precision
+from penstock.engine.split_bn import SplitBatchNorm2d
 from penstock.errors import UserError
 from penstock.loaders import Loader, Views
 
@@ -132,6 +140,41 @@ def test_the_usual_step_reads_its_loss_each_time() -> None:
     expected = -torch.log(torch.exp(torch.tensor(5.0)) / (torch.exp(torch.tensor(5.0)) + K))
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert step.sums == pytest.approx({"loss": loss.item(), "top-1": 1.0, "top-5": 1.0})
+
+
+def test_the_demo_s_split_batch_norm_is_ours_with_the_images_dealt_out() -> None:
+    torch.manual_seed(0)
+    splits, x = 4, 3 * torch.randn(8, C, S, S) + 2
+    ours = nn.Sequential(SplitBatchNorm2d(C, splits=splits, momentum=0.3))
+    nn.init.normal_(ours[0].weight)
+    nn.init.normal_(ours[0].bias)
+    demo, weight = split_as_demo(built := copy.deepcopy(ours)), built[0].weight
+    assert type(demo[0]) is DemoSplitBatchNorm2d and demo[0].weight is weight
+    dealt = torch.cat([torch.arange(8)[part::splits] for part in range(splits)])  # ours takes parts one by one
+    inputs = [x[dealt].requires_grad_(), x.clone().requires_grad_()]
+    y = [norm(given) for norm, given in zip((ours, demo), inputs, strict=True)]
+    torch.testing.assert_close(y[1][dealt], y[0])
+    torch.testing.assert_close(demo.state_dict(), ours.state_dict())
+    weights = torch.randn_like(x)
+    (y[0] * weights[dealt]).sum().backward()
+    (y[1] * weights).sum().backward()
+    torch.testing.assert_close(inputs[1].grad[dealt], inputs[0].grad, rtol=1e-4, atol=1e-5)
+    for theirs, mine in zip(demo.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(theirs.grad, mine.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(demo.eval()(x), ours.eval()(x))
+
+
+def test_the_usual_step_splits_its_batches_as_the_demo_does(photos: Path) -> None:
+    common = setting(photos, "--amp", "off")
+    common = replace(common, config=replace(common.config, batch=8, bn_splits=2, queue=8, lr=0.1))
+    usual, channels_last = official_step(common), part_step(common, Parts(channels_last=True))
+    x = Views(groups=[torch.randn(16, 3, 32, 32)], index=torch.arange(8), label=torch.zeros(8, dtype=torch.long))
+    for step, kind in ((usual, DemoSplitBatchNorm2d), (channels_last, SplitBatchNorm2d)):
+        for encoder in (step.f_q, step.f_k):
+            assert {type(part) for part in encoder.modules() if isinstance(part, nn.BatchNorm2d)} == {kind}
+        before = step.f_q.backbone.bn1.weight.clone()
+        step(x)
+        assert not torch.equal(step.f_q.backbone.bn1.weight, before)  # the optimizer has it
 
 
 def test_parts_are_added_one_by_one_where_there_are_any(photos: Path) -> None:
@@ -243,6 +286,14 @@ def test_bursts_are_counted_whole(now: Time) -> None:
     assert step.steps == 2 + 8
 
 
+def test_only_the_first_row_of_a_step_notes_its_first_time(now: Time) -> None:
+    step, feed = Fake(now, takes=0.25), Feed(Slow(now, takes=0.5))
+    both = [contender(step, feed), contender(step, feed)]
+    for each in both:
+        each.warm()
+    assert [each.row.first_step for each in both] == [0.25, None]
+
+
 def test_one_that_fails_is_left_out_and_the_others_go_on(now: Time) -> None:
     failing, feed = Fake(now, fails=True), Feed(Slow(now, takes=0.01))
     both = [contender(failing, feed), contender(Fake(now), feed)]
@@ -339,7 +390,8 @@ def test_end_to_end(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture)
     assert [each["name"] for each in found["parts"]] == [*names, "Penstock's"]
     for each in (*found["rows"], *found["parts"]):
         assert len(each["repeats"]) == len(each["waiting"]) == 2 and each["pairs_per_s"] > 0, each
-        assert each["first_step"] > 0 and each["error"] is None and 0 <= each["waiting_share"] < 1
+        assert each["error"] is None and 0 <= each["waiting_share"] < 1
+    assert [bool(each["first_step"]) for each in found["parts"]] == [False, True, True, True, True, False]
     settings = found["settings"]
     assert (settings["data"], settings["batch"], settings["width"], settings["precision"]) == ("photos", 2, 8, "fp32")
     assert {"cpu", "cpus", "memory_gb", "gpus"} <= found["machine"].keys() and found["versions"]["torch"]
