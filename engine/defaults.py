@@ -6,6 +6,7 @@ for them (`SMALL`), the method's as its paper has it on ImageNet (`METHODS`).
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from penstock.augment import load_recipe
@@ -110,9 +111,10 @@ CHOICES = {
 }
 POSITIVE = ("subset", "size", "first_size", "temperature", "epsilon", "prototypes", "dim", "predictor", "head_layers",
             "bn_splits", "width", "epochs", "batch", "accumulate", "lr", "log_every", "save_every",
-            "checkpoint_steps", "knn_k", "knn_temperature")  # fmt: skip
+            "checkpoint_steps", "knn_k", "knn_temperature", "workers")  # fmt: skip
 NOT_NEGATIVE = ("queue", "queue_start", "frozen", "redundancy", "hidden", "weight_decay", "warmup_epochs", "final_lr",
                 "knn_every", "seed")  # fmt: skip
+SHARES = ("debias", "momentum", "sgd_momentum")
 
 
 def check_choices(config: TrainConfig) -> None:
@@ -129,20 +131,15 @@ def check_choices(config: TrainConfig) -> None:
         if value is not None and value not in choices:
             raise UserError(f"{flag(field)} {value!r} is not known: choose one of {', '.join(choices)}")
     _check_belongs(config)
-    for field in POSITIVE:
-        value = getattr(config, field)
-        if value is not None and not value > 0:
-            raise UserError(f"{flag(field)} {value}: this must be more than 0")
-    for field in NOT_NEGATIVE:
-        value = getattr(config, field)
-        if value is not None and not value >= 0:
-            raise UserError(f"{flag(field)} {value}: this must be 0 or more")
-    for field in ("debias", "momentum", "sgd_momentum"):
-        value = getattr(config, field)
-        if value is not None and not 0 <= value < 1:
-            raise UserError(f"{flag(field)} {value}: this is a share, from 0 to less than 1")
-    if config.workers is not None and config.workers < 1:
-        raise UserError(f"--workers {config.workers}: at least one thread must load the data")
+    for fields, least, below, rule in (
+        (POSITIVE, math.ulp(0), math.inf, "this must be more than 0"),
+        (NOT_NEGATIVE, 0, math.inf, "this must be 0 or more"),
+        (SHARES, 0, 1, "this is a share, from 0 to less than 1"),
+    ):
+        for field in fields:
+            value = getattr(config, field)
+            if value is not None and not least <= value < below:
+                raise UserError(f"{flag(field)} {value}: {rule}")
 
 
 def _check_belongs(config: TrainConfig) -> None:
@@ -169,7 +166,22 @@ def complete(config: TrainConfig, *, source: str, length: int, world: int) -> Co
     """
     values = _of_tables(config, source.rpartition("-")[0])
     values |= {name: value for name, value in vars(config).items() if value is not None}
-    base_lr = values.pop("base_lr")
+    _settle_network(values, config)
+    _settle_schedule(values)
+    moco = config.method.startswith("moco")
+    part = values["batch"] // values["accumulate"]
+    values.setdefault("bn_splits", _default_splits(part) if world == 1 and moco else 1)
+    values.setdefault("sync_bn", not moco)
+    keys = values["batch"] * (2 if config.symmetric else 1)  # that a step brings to MoCo's queue
+    if moco and config.queue is None and (values["queue"] is None or values["queue"] > length // 2):
+        values["queue"] = _default_queue(length, keys)
+    completed = CompleteConfig(**values)
+    _check_sizes(completed, length, world)
+    _check_queue(completed, keys)
+    return completed
+
+
+def _settle_network(values: Settings, config: TrainConfig) -> None:
     if values["size"] is None:
         values["size"] = load_recipe(values["recipe"]).size
     if config.head_layers is None:
@@ -178,28 +190,15 @@ def complete(config: TrainConfig, *, source: str, length: int, world: int) -> Co
         values["stem"] = choose_stem(values["stem"], values["size"])
     elif config.width is None and config.stem is None:
         values |= {"width": 64, "stem": "auto"}
-    values.setdefault("lr", _scaled(base_lr, values["batch"], values["optimizer"]))
+
+
+def _settle_schedule(values: Settings) -> None:
+    """The learning rate, and for how many epochs a run begins otherwise than it goes on."""
+    values.setdefault("lr", _scaled(values.pop("base_lr"), values["batch"], values["optimizer"]))
     values.setdefault("warmup_epochs", None if values["optimizer"] == "lars" else 0.0)
     for name, (epochs, share) in BEGINNINGS.items():
         if name in values and values[name] is None:
             values[name] = min(epochs, share * values["epochs"])
-    has_keys = "queue" in METHODS[config.method] and config.method != "swav"
-    part = values["batch"] // values["accumulate"]
-    values.setdefault("bn_splits", _default_splits(part) if world == 1 and has_keys else 1)
-    values.setdefault("sync_bn", not has_keys)
-    keys = values["batch"] * (2 if config.symmetric else 1)  # that a step brings to a queue
-    if has_keys and config.queue is None and (values["queue"] is None or values["queue"] > length // 2):
-        values["queue"] = _default_queue(length, keys)
-    completed = CompleteConfig(**values)
-    _check_sizes(completed, length, world)
-    if has_keys:
-        _check_queue(completed, keys)
-    elif config.method == "swav" and 0 < completed.queue < completed.batch:
-        raise UserError(
-            f"--queue {completed.queue} is shorter than a batch of {completed.batch}: use"
-            f" --queue {15 * completed.batch} (15 batches, as in the paper), or 0 for none"
-        )
-    return completed
 
 
 def _of_tables(config: TrainConfig, data: str) -> Settings:
@@ -275,10 +274,15 @@ def _check_sizes(config: CompleteConfig, length: int, world: int) -> None:
 
 
 def _check_queue(config: CompleteConfig, keys: int) -> None:
-    """Hold that a step's keys fill a whole part of MoCo's queue."""
-    if config.queue < keys or config.queue % keys:
+    """Hold that `keys`, what a step brings, fill a whole part of MoCo's queue, and that SwAV's takes in a batch."""
+    if config.method.startswith("moco") and (config.queue < keys or config.queue % keys):
         raise UserError(
             f"--queue {config.queue} is not a multiple of the {keys} keys that a step brings"
             f"{' (both views of each image)' if config.symmetric else ''}:"
             f" use --queue {max(keys, config.queue // keys * keys)}, or another --batch"
+        )
+    if config.method == "swav" and 0 < config.queue < config.batch:
+        raise UserError(
+            f"--queue {config.queue} is shorter than a batch of {config.batch}: use --queue {15 * config.batch}"
+            " (15 batches, as in the paper), or 0 for none"
         )
