@@ -79,7 +79,7 @@ class Config:
     """Race the usual step, and what lies between it and Penstock's, too; there is one for moco-v1 and moco-v2."""
     compile: tuple[str, ...] = ("auto",)
     """Modes of torch.compile to try on Penstock's step: default, reduce-overhead, max-autotune, none, or auto: on a GPU
-    the first two, on a CPU none, where compiling takes minutes."""
+    the first two, on a CPU none, where compiling takes long."""
     amp: str = "auto"
     """Autocast of Penstock's step: auto, off, bf16 or fp16."""
     workers: int | None = None
@@ -155,7 +155,7 @@ def notes(config: Config, setting: Setting) -> list[str]:
     if config.official and setting.precision.dtype is None:
         found.append("No row for autocast: Penstock's step computes in float32 here.")
     if not modes(config, setting):
-        found.append("No row for torch.compile: --compile default adds one, which may take minutes to compile.")
+        found.append("No row for torch.compile: --compile default adds one, which may take long to compile.")
     if setting.team.device.type == "cpu":
         found.append(ON_CPU.format(threads=torch.get_num_threads(), cpus=available_cpus()))
     return found

@@ -145,8 +145,8 @@ class TrainConfig:
     amp: str = "auto"
     """Autocast: auto, off, bf16 or fp16; auto takes bf16 where the hardware is faster at it, fp16 on older GPUs."""
     compile: str = "off"
-    """torch.compile for the networks: off, default, reduce-overhead (CUDA graphs) or max-autotune; the first step then
-    takes a minute or more."""
+    """torch.compile for the networks: off, default, reduce-overhead (CUDA graphs) or max-autotune; compiling delays the
+    first step."""
     seed: int = 0
     """Decides weights, order, augmentation and shuffles."""
 

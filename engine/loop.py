@@ -302,7 +302,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"]:  # empty where the checkpoint's run needed none
             self.scaler.load_state_dict(state["scaler"])
-        self.loader.order.follow(state.get("order", "full"))  # the first versions knew no other
+        self.loader.order.follow(state["order"])
         self.position = Position(**state["position"])
         self.epoch_sums = EpochSums(**state["epoch_sums"])
 

@@ -172,8 +172,8 @@ def at_size(config: CompleteConfig, recipe: Recipe) -> Recipe:
 
 
 def saved_recipe(config: TrainConfig, state: State | None) -> Recipe | None:
-    """The checkpoint's, if the run goes on with it; the first versions' checkpoints hold none."""
-    if state is None or state["config"]["recipe"] != config.recipe or "recipe" not in state:
+    """The checkpoint's, if the run goes on with it."""
+    if state is None or state["config"]["recipe"] != config.recipe:
         return None
     return parse_recipe(yaml.safe_load(state["recipe"]))
 

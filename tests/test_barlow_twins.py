@@ -17,6 +17,7 @@ from penstock.engine.distributed import Team
 from penstock.engine.method import Encoder
 from penstock.engine.methods.barlow_twins import BarlowTwins
 from penstock.engine.methods.heads import build_head
+from tests.method_steps import run
 from tests.ranks import on_ranks
 
 N, C, LAMBDA = 6, 5, 0.05
@@ -127,23 +128,9 @@ def test_parts_of_a_step_and_a_resumed_run_give_the_same_losses() -> None:
     """Nothing but the weights is carried from one call to the next: two parts a step, saved and loaded in mid-run."""
     barlow, other = (BarlowTwins(small_encoder(), dim=C) for _ in range(2))
     assert set(barlow.state_dict()) == {f"encoder.{name}" for name in barlow.encoder.state_dict()}
-    run(barlow, steps=range(3))
+    run(barlow, images, steps=range(3), of=6, parts=2)
     other.load_state_dict(barlow.state_dict())
-    assert run(barlow, steps=range(3, 6)) == run(other, steps=range(3, 6))
-
-
-def run(method: BarlowTwins, *, steps: range) -> list[float]:
-    sgd, losses = torch.optim.SGD(method.parameters(), lr=0.1), []
-    for step in steps:
-        for part in range(2):
-            loss, _ = method([images(10 * step + part)], INDEX)
-            (loss / 2).backward()
-            losses.append(loss.item())
-        method.before_step()
-        sgd.step()
-        sgd.zero_grad()
-        method.after_step()
-    return losses
+    assert run(barlow, images, steps=range(3, 6), of=6, parts=2) == run(other, images, steps=range(3, 6), of=6, parts=2)
 
 
 def whole_batch(team: Team, folder: Path) -> dict[str, Any]:

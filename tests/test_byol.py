@@ -15,6 +15,7 @@ from torch import nn
 from penstock.engine.method import Encoder
 from penstock.engine.methods.byol import BYOL
 from penstock.engine.methods.heads import build_head
+from tests.method_steps import run
 
 N, C, TAU, STEPS = 4, 5, 0.9, 6
 INDEX = torch.arange(N)
@@ -143,22 +144,8 @@ def test_the_loss_is_float32_under_autocast() -> None:
 def test_parts_of_a_step_and_a_resumed_run_give_the_same_losses() -> None:
     """Two parts a step; the state is saved and loaded in mid-run, target and all."""
     byol, other = small(), small()
-    run(byol, steps=range(3))
+    run(byol, images, steps=range(3), of=STEPS, parts=2)
     other.load_state_dict(byol.state_dict())
-    assert run(byol, steps=range(3, STEPS)) == run(other, steps=range(3, STEPS))
-
-
-def run(method: BYOL, *, steps: range) -> list[float]:
-    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
-    sgd, losses = torch.optim.SGD(trained, lr=0.1), []
-    for step in steps:
-        method.progress = step / STEPS
-        for part in range(2):
-            loss, _ = method([images(10 * step + part)], INDEX)
-            (loss / 2).backward()
-            losses.append(loss.item())
-        method.before_step()
-        sgd.step()
-        sgd.zero_grad()
-        method.after_step()
-    return losses
+    assert run(byol, images, steps=range(3, STEPS), of=STEPS, parts=2) == run(
+        other, images, steps=range(3, STEPS), of=STEPS, parts=2
+    )

@@ -16,6 +16,7 @@ from penstock.engine.methods import contrastive
 from penstock.engine.methods.contrastive import mix_hardest
 from penstock.engine.methods.moco import MoCo
 from penstock.engine.split_bn import SplitBatchNorm2d, split_batch_norm
+from tests.method_steps import run
 
 N, C, K, M, T = 4, 5, 12, 0.9, 0.2
 V2_PLUS = {"symmetric": True, "queues": 2}
@@ -235,20 +236,6 @@ def test_a_step_in_parts_enqueues_all_its_keys_and_shuffles_each_part_anew() -> 
     assert losses[0].item() != losses[1].item() and moco.steps == 1
 
 
-def run(moco: MoCo, steps: range) -> list[float]:
-    sgd = torch.optim.SGD(moco.encoder.parameters(), lr=0.5)
-    losses = []
-    for step in steps:
-        moco.progress = step / 8
-        loss, _ = moco([views(step)], torch.arange(N))
-        loss.backward()
-        sgd.step()
-        sgd.zero_grad()
-        moco.after_step()
-        losses.append(loss.item())
-    return losses
-
-
 @pytest.mark.parametrize("options", [{}, V2_PLUS | {"momentum_schedule": "cosine"}, {"mochi": (6, 3, 2)}])
 def test_a_restored_run_goes_on_as_the_saved_one(options: dict[str, Any]) -> None:
     """In mid-run, with keys whose values hang on the shuffle, and a queue that is about to wrap around."""
@@ -259,14 +246,16 @@ def test_a_restored_run_goes_on_as_the_saved_one(options: dict[str, Any]) -> Non
         return MoCo(Encoder(backbone, nn.Linear(12, C)), dim=C, queue=10, momentum=M, temperature=T, **options)
 
     whole, stopped, restored = method(), method(), method()
-    losses = run(whole, range(8))
-    run(stopped, range(3))
+    losses = run(whole, views, steps=range(8), of=8, lr=0.5)
+    run(stopped, views, steps=range(3), of=8, lr=0.5)
     restored.load_state_dict(copy.deepcopy(stopped.state_dict()))
-    assert run(restored, range(3, 8)) == losses[3:]
+    assert run(restored, views, steps=range(3, 8), of=8, lr=0.5) == losses[3:]
     other = method()
     state = {name: value for name, value in stopped.state_dict().items() if name != "_extra_state"}
     other.load_state_dict(state | {"_extra_state": {"steps": 0}})
-    assert run(other, range(3, 8)) != losses[3:]  # so the test can see what would be forgotten
+    assert (
+        run(other, views, steps=range(3, 8), of=8, lr=0.5) != losses[3:]
+    )  # so the test can see what would be forgotten
 
 
 def test_the_momentum_schedule_ends_with_a_key_encoder_at_rest() -> None:

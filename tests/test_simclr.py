@@ -15,6 +15,7 @@ from penstock.engine.method import Encoder
 from penstock.engine.methods import contrastive
 from penstock.engine.methods.contrastive import mix_hardest
 from penstock.engine.methods.simclr import SimCLR
+from tests.method_steps import run
 
 N, C, T = 6, 8, 0.3
 
@@ -22,6 +23,10 @@ N, C, T = 6, 8, 0.3
 def simclr(**options: Any) -> SimCLR:
     """The embedding is the image itself: what goes in is compared."""
     return SimCLR(Encoder(nn.Flatten(), nn.Identity()), temperature=T, **options)
+
+
+def batch(number: int) -> torch.Tensor:
+    return images(seed=number)
 
 
 def images(*, count: int = N, seed: int = 0) -> torch.Tensor:
@@ -146,31 +151,17 @@ def test_mixtures_of_other_images_only_and_constant(monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(torch.autograd.grad(loss, x), torch.autograd.grad(expected, x))
 
 
-def run(method: SimCLR, steps: range) -> list[float]:
-    sgd = torch.optim.SGD(method.encoder.parameters(), lr=0.1)
-    losses = []
-    for step in steps:
-        method.progress = step / 6
-        loss, _ = method([images(seed=step)], torch.arange(N))
-        loss.backward()
-        sgd.step()
-        sgd.zero_grad()
-        method.after_step()
-        losses.append(loss.item())
-    return losses
-
-
 def test_a_restored_run_goes_on_as_the_saved_one() -> None:
     def trained() -> SimCLR:
         torch.manual_seed(0)
         return SimCLR(Encoder(nn.Flatten(), nn.Linear(C, C)), temperature=T, mochi=(4, 3, 2))
 
     whole, stopped = trained(), trained()
-    losses = run(whole, range(6))
-    run(stopped, range(3))
+    losses = run(whole, batch, steps=range(6), of=6)
+    run(stopped, batch, steps=range(3), of=6)
     restored = trained()
     restored.load_state_dict(stopped.state_dict())
-    assert run(restored, range(3, 6)) == losses[3:]
+    assert run(restored, batch, steps=range(3, 6), of=6) == losses[3:]
 
 
 def test_it_runs_in_half_precision_around_and_float32_within() -> None:

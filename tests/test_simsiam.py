@@ -15,6 +15,7 @@ from torch import nn
 from penstock.engine.method import Encoder
 from penstock.engine.methods.heads import build_head
 from penstock.engine.methods.simsiam import SimSiam, mean_cosine
+from tests.method_steps import run
 
 N, C = 4, 5
 INDEX = torch.arange(N)
@@ -107,20 +108,8 @@ def test_cosines_are_taken_in_float32() -> None:
 def test_parts_of_a_step_and_a_resumed_run_give_the_same_losses() -> None:
     """Two parts a step; the state is saved and loaded in mid-run."""
     simsiam, other = small(), small()
-    run(simsiam, steps=range(3))
+    run(simsiam, images, steps=range(3), of=6, parts=2)
     other.load_state_dict(simsiam.state_dict())
-    assert run(simsiam, steps=range(3, 6)) == run(other, steps=range(3, 6))
-
-
-def run(method: SimSiam, *, steps: range) -> list[float]:
-    sgd, losses = torch.optim.SGD(method.parameters(), lr=0.1), []
-    for step in steps:
-        for part in range(2):
-            loss, _ = method([images(10 * step + part)], INDEX)
-            (loss / 2).backward()
-            losses.append(loss.item())
-        method.before_step()
-        sgd.step()
-        sgd.zero_grad()
-        method.after_step()
-    return losses
+    assert run(simsiam, images, steps=range(3, 6), of=6, parts=2) == run(
+        other, images, steps=range(3, 6), of=6, parts=2
+    )

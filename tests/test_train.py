@@ -197,18 +197,6 @@ def test_a_resumed_run_keeps_its_recipe(images: Path, tmp_path: Path, capsys: py
     assert "from 3: ColorJitter" in json.loads((out / "config.json").read_text())["recipe"]
 
 
-def test_a_checkpoint_without_its_recipe_goes_on_by_name(images: Path, tmp_path: Path) -> None:
-    """As those of the first version are."""
-    out = tmp_path / "run"
-    given = ["--subset", "48", "--knn-every", "0", "--recipe", "a"]
-    assert main([*TINY, "--data", str(images), "--out", str(out), *given, "--epochs", "1"]) == 0
-    state = load_checkpoint(out / "last.pt")
-    del state["recipe"]
-    torch.save(state, out / "last.pt")
-    assert main(["--resume", str(out / "last.pt"), "--epochs", "2"]) == 0
-    assert load_checkpoint(out / "last.pt")["recipe"] == dump_recipe(load_recipe("a", size=16))
-
-
 def test_data_without_labels_train_without_knn(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
