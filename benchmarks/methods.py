@@ -40,12 +40,13 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 from tyro.conf import DisallowNone
 
-from penstock.benchmarks.results import check_places, save, write_results
+from penstock.benchmarks.results import check_places, write_results
 from penstock.engine.config import TrainConfig, flag
 from penstock.engine.csv_log import read_csv
 from penstock.engine.defaults import METHODS
 from penstock.engine.evaluate.data import labelled, open_validation
 from penstock.errors import UserError, run_command
+from penstock.files import write_whole
 from penstock.loaders import open_source
 from penstock.loaders.threads import available_cpus
 from penstock.machine import describe_machine, git_commit, machine_line, versions
@@ -173,7 +174,7 @@ def write_start(config: Config, out: Path) -> None:
     commits = read_start(out)["commits"] if (out / "epochs.csv").exists() else []
     commits += [commit] if commit not in commits[-1:] else []
     text = json.dumps({"settings": settings, "commits": commits}, indent=2) + "\n"
-    save(out / "arguments.json", lambda path: path.write_text(text))
+    write_whole(out / "arguments.json", lambda path: path.write_text(text))
 
 
 def read_start(out: Path) -> dict[str, Any]:

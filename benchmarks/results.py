@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.errors import UserError
+from penstock.files import write_whole
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -33,17 +34,6 @@ def write_results(
     """Write the report, and its picture. Raises UserError where that fails; nothing half-written is left."""
     if json_file:
         text = json.dumps(report, indent=2) + "\n"
-        save(json_file, lambda path: path.write_text(text, encoding="utf-8"))
+        write_whole(json_file, lambda path: path.write_text(text, encoding="utf-8"))
     if plot:
-        save(plot, lambda path: draw_chart(report, path))
-
-
-def save(path: Path, write: Callable[[Path], object]) -> None:
-    """Have a file written under a temporary name, of the same suffix, then put in place. Raises UserError."""
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        write(partial)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); name another place") from error
+        write_whole(plot, lambda path: draw_chart(report, path))

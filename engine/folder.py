@@ -13,6 +13,7 @@ from penstock.engine.backbones import choose_stem, takes_width
 from penstock.engine.config import CompleteConfig, TrainConfig, to_dict
 from penstock.engine.method import Method
 from penstock.errors import UserError
+from penstock.files import write_whole
 from penstock.loaders import Loader, Source
 from penstock.machine import describe_machine, machine_line, versions
 
@@ -58,7 +59,5 @@ def write_about(out: Path, config: CompleteConfig, source: Source, loader: Loade
         "machine": {"machine": machine_line(describe_machine()), **versions()},
         "config": to_dict(config),
     }
-    partial = out / "config.json.partial"
-    partial.write_text(json.dumps(about, indent=2) + "\n")
-    os.replace(partial, out / "config.json")
+    write_whole(out / "config.json", lambda path: path.write_text(json.dumps(about, indent=2) + "\n"))
     return about

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from html import escape
 from pathlib import Path
 from statistics import mean, median
@@ -21,6 +20,7 @@ from torch.nn import functional
 from penstock.augment import Recipe
 from penstock.engine.csv_log import Row, read_csv
 from penstock.engine.curves import chart
+from penstock.files import write_whole
 from penstock.loaders import Views
 
 SHEET_IMAGES, GAP, SHEET_SIDE = 8, 4, 64  # images shown; pixels between views; views are enlarged to about this
@@ -80,9 +80,8 @@ def write_report(out: Path) -> Path:
         f"<p>Go on with it: <code>{escape(about['resume'])}</code></p>",
     ]
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
-    partial, path = out / "report.html.partial", out / "report.html"
-    partial.write_text(page + "\n".join(body) + "</html>\n")
-    os.replace(partial, path)
+    path = out / "report.html"
+    write_whole(path, lambda partial: partial.write_text(page + "\n".join(body) + "</html>\n"))
     return path
 
 

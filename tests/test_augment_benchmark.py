@@ -24,8 +24,8 @@ from penstock.benchmarks.augment_rivals import (
     torchvision_pil,
     torchvision_v2,
 )
-from penstock.benchmarks.results import save
 from penstock.errors import UserError
+from penstock.files import write_whole
 
 FAST = ["--quick", "--executors", "fused_cpu", "reference", "--operations"]
 
@@ -234,9 +234,9 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         path.write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    save(tmp_path / "a.json", lambda path: path.write_text("whole"))
+    write_whole(tmp_path / "a.json", lambda path: path.write_text("whole"))
     with pytest.raises(UserError, match=r"a\.json: cannot be written \(No space left"):
-        save(tmp_path / "a.json", full)
+        write_whole(tmp_path / "a.json", full)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.json", "whole")]
 
 

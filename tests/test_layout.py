@@ -94,7 +94,7 @@ def test_nothing_imports_benchmarks_or_tests() -> None:
 
 
 def test_the_base_imports_no_folder() -> None:
-    for name in ("penstock", "penstock.errors", "penstock.cli"):
+    for name in ("penstock", "penstock.errors", "penstock.files", "penstock.cli"):
         assert not {folder_of(other) for other in imports(name)} - {None}, name
 
 

@@ -15,8 +15,7 @@ import base64
 import csv
 import io
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -27,6 +26,7 @@ from penstock.engine.evaluate.pictures import draw_confusions, draw_map, embeddi
 from penstock.engine.evaluate.protocols import Outcome
 from penstock.engine.evaluate.scores import ClassReport, class_report
 from penstock.engine.report import STYLE
+from penstock.files import write_whole
 
 FILES = ("results.json", "per_class.csv", "confusion.png", "map.png", "report.html")
 MEASURES = {  # name in results.json: (name in tables, what it says)
@@ -119,13 +119,6 @@ def _suffixes(networks: Mapping[str, object]) -> list[tuple[str, str]]:
 
 def _number(measure: str, value: float) -> str:
     return f"{value:.2f}" if measure.startswith("top") else f"{value:.3f}"
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have a file written under another name, then put in place."""
-    partial = path.with_name(path.name + ".partial")
-    write(partial)
-    os.replace(partial, path)
 
 
 def write_results(out: Path, findings: Findings) -> None:

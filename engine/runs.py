@@ -1,0 +1,239 @@
+"""A training, and what evaluates it, in a process of its own: begun, gone on with, watched.
+
+Sweeps and searches are lists of such runs. All that is known of one lies in its folder, so that whoever is killed and
+started again goes on where it stood:
+
+    FOLDER/run.json    its settings, the commits it was carried out at, whether it is finished
+    FOLDER/lock        held by whoever works on it: a process that outlives the one that began it is waited for
+    FOLDER/output.txt  what its processes said
+    FOLDER/…           the run itself, as engine/train.py and engine/evaluate/run.py leave it
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from penstock.engine.config import TrainConfig, flag, to_dict
+from penstock.engine.csv_log import read_csv
+from penstock.errors import UserError
+from penstock.files import write_whole
+from penstock.machine import git_commit
+
+ENGINE = Path(__file__).resolve().parent
+LAST_LINES = 12  # of what a failed run said
+PAUSE = 0.5  # seconds between two looks at a process
+OWN = ("out", "resume", "device", "workers")  # where and how a run is carried out, not what it is
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is done with a trained network.
+
+    Attributes:
+        protocols: names of `engine/evaluate/run.py --protocols`.
+        settings: of that command, by the names of its flags: {"probe-augmented.epochs": 20}.
+        checkpoint: which one: last, or best (with --keep-best).
+    """
+
+    protocols: tuple[str, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: str = "last"
+
+    def words(self, folder: Path) -> list[str]:
+        """What is typed behind engine/evaluate/run.py."""
+        said = [word for name, value in self.settings.items() for word in (f"--{name}", str(value))]
+        return [str(folder / f"{self.checkpoint}.pt"), "--protocols", ",".join(self.protocols), *said]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training, and its evaluation.
+
+    Attributes:
+        name: its folder's; the same for the same run in every sweep that has it.
+        config: what it is trained with; `epochs` is given.
+    """
+
+    name: str
+    config: TrainConfig
+    evaluation: Evaluation | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a run is carried out, beside others.
+
+    Attributes:
+        workers: threads that load, and that compute on a CPU; None: as engine/train.py has it.
+        gpu: the one to use; None: as engine/train.py has it.
+    """
+
+    workers: int | None = None
+    gpu: int | None = None
+
+    def words(self) -> list[str]:
+        return [] if self.workers is None else ["--workers", str(self.workers)]
+
+    def environment(self) -> dict[str, str]:
+        threads = {} if self.workers is None else {"OMP_NUM_THREADS": str(self.workers)}
+        return {**os.environ, **threads} | ({} if self.gpu is None else {"CUDA_VISIBLE_DEVICES": str(self.gpu)})
+
+
+class RunFailed(UserError):
+    """A run's process left with an error, the exit code `code`; the message ends with what it said."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def carry_out(
+    run: Run, folder: Path, *, place: Place, stop: Event, watch: Callable[[int], None] = lambda epochs: None
+) -> bool:
+    """Train and evaluate from where the run stands. Returns whether it is finished, which it is not after a stop.
+
+    Args:
+        folder: the run's own.
+        stop: when set, the training is asked to save and to leave after its step.
+        watch: told twice a second how many epochs are over.
+
+    Raises:
+        UserError: another run lies in the folder.
+        RunFailed: see there.
+    """
+    check_same(run, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder, stop) as lock:
+        if stop.is_set() or is_finished(folder):
+            return is_finished(folder)
+        _note(run, folder, finished=False)
+        for words in _commands(run, folder, place):
+            if not _process(words, folder, place, lock, stop, lambda: watch(epochs_done(folder))):
+                return False
+        _note(run, folder, finished=True)
+    return True
+
+
+def _commands(run: Run, folder: Path, place: Place) -> Iterator[list[str]]:
+    """What is left to do, each when the one before is done."""
+    if epochs_done(folder) < (run.config.epochs or 0):
+        begun = (folder / "last.pt").exists()  # goes on with all that it began with
+        what = ["--resume", str(folder / "last.pt")] if begun else [*words_of(run.config), "--out", str(folder)]
+        yield [str(ENGINE / "train.py"), *what, *place.words()]
+    if run.evaluation is not None:
+        yield [str(ENGINE / "evaluate/run.py"), *run.evaluation.words(folder), *place.words()]
+
+
+def _process(words: list[str], folder: Path, place: Place, lock: int, stop: Event, watch: Callable[[], None]) -> bool:
+    """Run a command to its end. Returns False where it was stopped."""
+    with (folder / "output.txt").open("a") as output:
+        process = subprocess.Popen(  # in a session of its own: a Ctrl-C reaches it only through us, so only once
+            [sys.executable, *words], start_new_session=True, pass_fds=(lock,),
+            stdout=output, stderr=subprocess.STDOUT, env=place.environment(),
+        )  # fmt: skip
+    while process.poll() is None:
+        watch()
+        if stop.wait(PAUSE):
+            process.terminate()  # once: it saves after its step; asked twice, it would leave without
+            process.wait()
+    watch()
+    if process.returncode and not stop.is_set():
+        said = "\n".join((folder / "output.txt").read_text().strip().splitlines()[-LAST_LINES:])
+        message = f"{folder}: the run ended with code {process.returncode} ({folder / 'output.txt'}):\n{said}"
+        raise RunFailed(message, process.returncode)
+    return process.returncode == 0
+
+
+@contextmanager
+def _locked(folder: Path, stop: Event) -> Iterator[int]:
+    """Hold the folder's lock, which the run's processes inherit: it is free when the last of them is gone."""
+    with (folder / "lock").open("w") as file:
+        while not _lock(file.fileno()) and not stop.wait(PAUSE):
+            """An earlier one's process is still at it."""
+        yield file.fileno()
+
+
+def _lock(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def words_of(config: TrainConfig) -> list[str]:
+    """What is typed behind engine/train.py for these settings."""
+    words: list[str] = []
+    for setting in fields(config):
+        value, name = getattr(config, setting.name), setting.name
+        if value == setting.default or value is None:
+            continue
+        if isinstance(value, bool):
+            words.append(flag(name if value else f"no_{name}"))
+        else:
+            words += [flag(name), *map(str, value if isinstance(value, tuple) else (value,))]
+    return words
+
+
+def identity(run: Run) -> dict[str, Any]:
+    """What makes a run the run it is: as plain values, without what is the default."""
+    default, settings = to_dict(TrainConfig()), to_dict(run.config)
+    own = {name: value for name, value in settings.items() if value != default[name] and name not in OWN}
+    evaluation = [] if run.evaluation is None else run.evaluation.words(Path())
+    return {"settings": own, "evaluation": evaluation}
+
+
+def check_same(run: Run, folder: Path) -> None:
+    """Raises UserError where another run, or one with other settings, lies in the folder."""
+    if not (folder / "run.json").exists():
+        if (folder / "epochs.csv").exists():
+            raise UserError(f"{folder}: a run lies there that was not begun from here: choose another --out")
+        return
+    was, now = read_run(folder), identity(run)
+    for name in sorted(was["settings"].keys() | now["settings"].keys()):
+        before, asked = was["settings"].get(name), now["settings"].get(name)
+        if before != asked:
+            raise UserError(
+                f"{folder}: this run was begun with {flag(name)} {before}, not {asked}: choose another --out, or delete"
+                " the folder to begin it anew"
+            )
+    if was["evaluation"] != now["evaluation"]:
+        raise UserError(
+            f"{folder}: this run was to be evaluated by {' '.join(was['evaluation']) or 'nothing'}, not by"
+            f" {' '.join(now['evaluation']) or 'nothing'}: choose another --out"
+        )
+
+
+def _note(run: Run, folder: Path, *, finished: bool) -> None:
+    """Write run.json, with the commit that is at work beside those before it."""
+    commits: list[str | None] = read_run(folder)["commits"] if (folder / "run.json").exists() else []
+    commit = git_commit()
+    commits += [commit] if commit not in commits[-1:] else []
+    text = json.dumps({**identity(run), "commits": commits, "finished": finished}, indent=2) + "\n"
+    write_whole(folder / "run.json", lambda path: path.write_text(text))
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What run.json says."""
+    found: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    return found
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run in a folder was trained and evaluated to its end."""
+    return (folder / "run.json").exists() and read_run(folder)["finished"]
+
+
+def epochs_done(folder: Path) -> int:
+    """Epochs that are over, 0 where there is no run."""
+    return max((int(row["epoch"]) for row in read_csv(folder / "epochs.csv")), default=0)

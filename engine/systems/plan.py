@@ -1,0 +1,149 @@
+"""From a published table to runs on the machine at hand: in full, or cut."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import tyro
+from tyro.conf import DisallowNone
+
+from penstock.engine.backbones import takes_width
+from penstock.engine.config import TrainConfig
+from penstock.engine.evaluate.classifier_config import PROTOCOLS as CLASSIFIERS
+from penstock.engine.runs import Evaluation, Run
+from penstock.engine.systems.table import Entry, Table
+from penstock.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """What is done otherwise than published."""
+
+    epochs: int | None = None
+    """Cut the shortest of the table's runs to so many epochs; longer ones, and the classifiers that evaluate them, in
+    the same ratio."""
+    subset: int | None = None
+    """Train on that many images, a balanced choice; a queue longer than half of them becomes the default."""
+    width: int | None = None
+    """Channels of the ResNets' first stage."""
+    size: int | None = None
+    """Side of the views in pixels."""
+    batch: int | None = None
+    """Images in a step; SGD's learning rates change in proportion."""
+    arch: str | None = None
+    """Another network."""
+    stem: str | None = None
+    """Its first layers: imagenet, half, cifar or auto."""
+    data: str | None = None
+    """Other images, or where the published ones lie: a folder, a shard, a name or NAME:FOLDER."""
+    val_data: str | None = None
+    """Labelled images to validate on, where the data have no validation split of their own."""
+    class_list: Path | None = None
+    """A text file with one class folder on each line, to cut an image folder to (ImageNet-100)."""
+    train: str = ""
+    """Further settings of engine/train.py for every run, typed as --train="--optimizer adamw --loader resident"."""
+    evaluate: str = ""
+    """Further settings of engine/evaluate/run.py, typed as --evaluate="--probe-augmented.epochs 20"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """An entry of a table, and the runs that it is measured by, one for each seed."""
+
+    entry: Entry
+    runs: tuple[Run, ...]
+
+
+def plan(table: Table, cut: Cut, *, seeds: int, only: Sequence[str] = ()) -> list[Cell]:
+    """The table's entries with their runs.
+
+    Args:
+        seeds: 0 to `seeds` - 1.
+        only: patterns, one of which the names of the runs must match; none: all runs.
+
+    Raises:
+        UserError: a pattern that no run matches.
+    """
+    ratio = 1.0 if cut.epochs is None else cut.epochs / min(entry.settings["epochs"] for entry in table.entries)
+    names = {entry.run for entry in table.entries}
+    for pattern in only:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UserError(f"--only {pattern!r}: no run of {table.name} is called so; there are {', '.join(names)}")
+    return [
+        Cell(entry=entry, runs=tuple(_run(entry, cut, ratio, seed) for seed in range(seeds)))
+        for entry in table.entries
+        if not only or any(fnmatchcase(entry.run, pattern) for pattern in only)
+    ]
+
+
+def _run(entry: Entry, cut: Cut, ratio: float, seed: int) -> Run:
+    config = replace(_shortened(entry, cut, ratio), seed=seed)
+    evaluation = entry.evaluation and _evaluation(entry.evaluation, cut, ratio)
+    return Run(name=f"{entry.run}-seed{seed}", config=config, evaluation=evaluation)
+
+
+def _shortened(entry: Entry, cut: Cut, ratio: float) -> TrainConfig:
+    """The published settings with what the user changes, and with what follows from that."""
+    published = TrainConfig(**entry.settings)
+    changed: dict[str, Any] = {
+        field.name: getattr(cut, field.name)
+        for field in fields(Cut)
+        if field.name not in ("epochs", "train", "evaluate") and getattr(cut, field.name) is not None
+    }
+    config = replace(published, **changed, epochs=max(1, round(ratio * entry.settings["epochs"])))
+    words = shlex.split(cut.train)
+    config = tyro.cli(TrainConfig, args=words, config=(DisallowNone,), default=config, prog="--train")
+    if not takes_width(config.arch):
+        config = replace(config, width=None, stem=None)
+    if config.lr == published.lr:
+        config = replace(config, **_learning_rate(published, config))
+    return config
+
+
+def _learning_rate(published: TrainConfig, config: TrainConfig) -> dict[str, Any]:
+    """Another optimizer begins from its own defaults; another batch of SGD changes the rate in proportion."""
+    if config.optimizer != published.optimizer:
+        same_decay = config.weight_decay == published.weight_decay
+        return {"lr": None} | ({"weight_decay": None} if same_decay else {})
+    if config.optimizer in ("sgd", "lars") and published.lr and published.batch and config.batch:
+        return {"lr": published.lr * config.batch / published.batch}
+    return {}
+
+
+def _evaluation(published: Evaluation, cut: Cut, ratio: float) -> Evaluation:
+    """With classifiers cut as the training was, and with what the user says of them."""
+    settings: dict[str, Any] = dict(published.settings)
+    if cut.epochs is not None:
+        settings |= {f"{name}.epochs": max(1, round(ratio * epochs)) for name, epochs in _classifiers(published)}
+    words = shlex.split(cut.evaluate)
+    if len(words) % 2 or any(not word.startswith("--") for word in words[::2]):
+        raise UserError(f"--evaluate {cut.evaluate!r}: type pairs, as in --evaluate='--probe-augmented.epochs 20'")
+    return replace(published, settings=settings | dict(zip((w[2:] for w in words[::2]), words[1::2], strict=True)))
+
+
+def _classifiers(evaluation: Evaluation) -> Iterator[tuple[str, int]]:
+    """Those that an evaluation trains, with their epochs as published."""
+    for name, default in (("probe-augmented", "moco"), ("finetune", "finetune")):
+        if name in evaluation.protocols:
+            yield name, CLASSIFIERS[evaluation.settings.get(f"{name}-as", default)].epochs
+
+
+def differences(cells: Sequence[Cell]) -> dict[str, str]:
+    """In which settings the runs differ from what was published: {"batch": "128 for 512"}."""
+    changed: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
+    for cell in cells:
+        config = cell.runs[0].config
+        for name, was in vars(TrainConfig(**cell.entry.settings)).items():
+            if (now := getattr(config, name)) != was and name not in ("epochs", "subset", "seed"):
+                own, published = changed.setdefault(name, ({}, {}))  # in order, each value once
+                own[_shown(now)], published[_shown(was)] = None, None
+    return {name: f"{'/'.join(own)} for {'/'.join(published)}" for name, (own, published) in changed.items()}
+
+
+def _shown(value: Any) -> str:
+    return "the default" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
