@@ -122,12 +122,12 @@ def open_training(config: TrainConfig) -> Source:
 
 
 def fitting(cell: Cell, cut: Cut, length: int) -> Cell:
-    """With a queue of the default length where the data were changed and the published one is too long for them."""
+    """With a queue of the default length, an eighth of the data, where these were changed and the published has more."""
     if cut.subset is None and cut.data is None:
         return cell
 
     def fitted(run: Run) -> Run:
-        longer = run.config.queue == cell.entry.settings.get("queue") and (run.config.queue or 0) > length // 2
+        longer = run.config.queue == cell.entry.settings.get("queue") and (run.config.queue or 0) > length // 8
         return dataclasses.replace(run, config=dataclasses.replace(run.config, queue=None)) if longer else run
 
     return dataclasses.replace(cell, runs=tuple(map(fitted, cell.runs)))

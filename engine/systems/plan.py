@@ -28,7 +28,7 @@ class Cut:
     """Cut the shortest of the table's runs to so many epochs; longer ones, and the classifiers that evaluate them, in
     the same ratio."""
     subset: int | None = None
-    """Train on that many images, a balanced choice; a queue longer than half of them becomes the default."""
+    """Train on that many images, a balanced choice; a queue longer than an eighth of them becomes the default."""
     width: int | None = None
     """Channels of the ResNets' first stage."""
     size: int | None = None
