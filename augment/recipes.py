@@ -61,6 +61,7 @@ IMAGENETTE = {"mean": (0.4661, 0.4581, 0.4292), "std": (0.2382, 0.2315, 0.2394)}
 MOCO_CROP = RandomResizedCrop(scale=(0.2, 1.0))
 JITTER = ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8)
 GRAY, BLUR, FLIP = Grayscale(p=0.2), GaussianBlur(sigma=(0.1, 2.0), p=0.5), HorizontalFlip(p=0.5)
+SOLARIZE, EQUALIZE, CONTRAST = Solarize(p=0.2), CLAHE(p=0.2), RandomBrightnessContrast(p=0.2)
 
 
 def _strength(s: float, base: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)) -> ColorJitter:
@@ -97,10 +98,10 @@ def _colour(strength: float, label: str) -> Recipe:
     return _pair(f"color-{label}", about, RandomResizedCrop(scale=(0.08, 1.0)), _strength(strength), size=32)
 
 
-def _albumentations_7(name: str, about: str, jitter: Operation) -> Recipe:
+def _albumentations(name: str, about: str, jitter: Operation, *more: Operation) -> Recipe:
+    """The MoCo demo's operations as Albumentations has them, cv2's cubic crop included, and more behind them."""
     crop = RandomResizedCrop(scale=(0.08, 1.0), interpolation=Interpolation.BICUBIC, antialias=False)
-    contrast = RandomBrightnessContrast(p=0.2)
-    return _pair(name, about, crop, jitter, FLIP, GRAY, Solarize(p=0.2), CLAHE(p=0.2), contrast, size=32, **CIFAR)
+    return _pair(name, about, crop, jitter, FLIP, GRAY, *more, size=32, **CIFAR)
 
 
 def _pool_14() -> Recipe:
@@ -136,7 +137,7 @@ def _byol() -> Recipe:
     crop = RandomResizedCrop(scale=(0.08, 1.0), interpolation=Interpolation.BICUBIC)
     jitter = ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, p=0.8)
     first = (crop, FLIP, jitter, GRAY, replace(BLUR, p=1.0))
-    second = (crop, FLIP, jitter, GRAY, replace(BLUR, p=0.1), Solarize(p=0.2))
+    second = (crop, FLIP, jitter, GRAY, replace(BLUR, p=0.1), SOLARIZE)
     about = "Grill et al. 2020, arXiv 2006.07733, table 6: views that differ in blur and solarisation"
     return Recipe(name="byol", about=about, views=(View(operations=first), View(operations=second)))
 
@@ -171,8 +172,17 @@ RECIPES: dict[str, Recipe] = {
             CIFAR_CROP, FLIP, JITTER, GRAY, size=32, **CIFAR,
         ),
         _pair("gradual", "moco-cifar with jitter that grows", CIFAR_CROP, FLIP, _gradual(), GRAY, size=32, **CIFAR),
-        _albumentations_7("albumentations-7", "moco-cifar, cubic crop, solarize, CLAHE, brightness-contrast", JITTER),
-        _albumentations_7("albumentations-7-gradual", "albumentations-7 with jitter that grows", _gradual()),
+        _albumentations("albumentations-solarize", "moco-cifar, cubic crop, solarize", JITTER, SOLARIZE),
+        _albumentations("albumentations-clahe", "moco-cifar, cubic crop, CLAHE", JITTER, EQUALIZE),
+        _albumentations("albumentations-6", "moco-cifar, cubic crop, solarize, CLAHE", JITTER, SOLARIZE, EQUALIZE),
+        _albumentations(
+            "albumentations-7", "moco-cifar, cubic crop, solarize, CLAHE, brightness-contrast",
+            JITTER, SOLARIZE, EQUALIZE, CONTRAST,
+        ),
+        _albumentations(
+            "albumentations-7-gradual", "albumentations-7 with jitter that grows",
+            _gradual(), SOLARIZE, EQUALIZE, CONTRAST,
+        ),
         _pair(
             "simclr", "Chen et al. 2020, arXiv 2002.05709, appendix A",
             RandomResizedCrop(scale=(0.08, 1.0)), FLIP, _strength(1.0), GRAY, BLUR,

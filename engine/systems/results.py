@@ -11,6 +11,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -18,6 +20,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 
@@ -40,12 +43,15 @@ def gather(table: Table, cells: Sequence[Cell], folder: Callable[[str], Path], *
     """
     own = "/".join(str(n) for n in sorted({cell.runs[0].config.epochs or 0 for cell in cells}))
     published = "/".join(str(n) for n in sorted({cell.entry.settings["epochs"] for cell in cells}))
+    seeds = len(cells[0].runs)
+    changed = {"seeds": f"{seeds} for {table.seeds}"} if seeds != table.seeds else {}
     return {
         "table": table.name, "title": table.title, "measure": table.measure, "source": table.source,
         "data": data, "images": images, "epochs": own, "published_epochs": published,
-        "cut": any(cell.runs[0].config.subset for cell in cells) or own != published,
-        "changed": differences(cells),
+        "subset": any(cell.runs[0].config.subset for cell in cells),
+        "changed": changed | differences(cells),
         "headings": list(table.headings),
+        "columns": [name for name in table.columns if any(cell.entry.column == name for cell in cells)],
         "rows": [_row(cell, folder) for cell in cells],
     }  # fmt: skip
 
@@ -75,26 +81,33 @@ def _minutes(folder: Path) -> float:
 
 def header(report: Report) -> str:
     """What was trained, as a line: how long, on how much, and what else differs from what was published."""
-    length = f"{report['data']}, {report['images']:,} images, {report['epochs']} epochs"
-    if report["cut"]:
-        cut = f"{report['data']} cut to {report['images']:,} images, {report['epochs']} epochs"
-        length = f"{cut} ({report['published_epochs']} in the published table)"
+    cut = " cut to" if report["subset"] else ","
+    length = f"{report['data']}{cut} {report['images']:,} images, {report['epochs']} epochs"
+    if report["epochs"] != report["published_epochs"]:
+        length += f" ({report['published_epochs']} in the published table)"
     changed = ", ".join(f"{name.replace('_', ' ')} {values}" for name, values in report["changed"].items())
     return f"{length}; changed: {changed}" if changed else length
 
 
 def cells_of(report: Report) -> tuple[list[str], list[list[str]]]:
     """The table as text: its columns, measured and published, and its rows."""
-    columns = list(dict.fromkeys(row["column"] for row in report["rows"]))
+    columns = report["columns"]
     found = {(tuple(row["row"]), row["column"]): row for row in report["rows"]}
     shown = []
     for labels in dict.fromkeys(tuple(row["row"]) for row in report["rows"]):
         line = list(labels)
         for column in columns:
             row = found.get((labels, column), {})
-            line += [_number(row.get("mean"), row.get("std")), _number(row.get("published"), row.get("published_std"))]
+            line += [_measured(row), _number(row.get("published"), row.get("published_std"))]
         shown.append(line)
     return [*report["headings"], *(name for column in columns for name in (column, "published"))], shown
+
+
+def _measured(row: dict[str, Any]) -> str:
+    """With a word on how many runs are behind it, where some are not finished."""
+    figure = _number(row.get("mean"), row.get("std"))
+    some = figure and len(row["figures"]) < len(row["runs"])
+    return f"{figure} ({len(row['figures'])} of {len(row['runs'])} runs)" if some else figure
 
 
 def _number(value: float | None, std: float | None) -> str:
@@ -122,50 +135,80 @@ def as_csv(report: Report) -> str:
 
 
 def rich_table(report: Report) -> RichTable:
+    """Published figures under the measured ones: beside each other they are too wide for a screen."""
     columns, rows = cells_of(report)
-    shown = RichTable(title=report["title"], caption=report["measure"], box=SIMPLE_HEAD, title_justify="left")
-    for number, column in enumerate(columns):
-        shown.add_column(column, justify="left" if number < len(report["headings"]) else "right")
+    width = len(report["headings"])
+    shown = RichTable(box=SIMPLE_HEAD, show_edge=False)
+    for number, column in enumerate([*columns[:width], *columns[width::2]]):
+        shown.add_column(*([column] if number < width else [f"{column}\n[dim]published[/]"]),
+                         justify="left" if number < width else "right")  # fmt: skip
     for row in rows:
-        shown.add_row(*row)
+        figures = zip(row[width::2], row[width + 1 :: 2], strict=True)
+        shown.add_row(*row[:width], *(f"{measured}\n[dim]{published}[/]" for measured, published in figures))
     return shown
 
 
 def draw(report: Report, path: Path) -> None:
-    """Measured figures as filled marks with their std, published ones as rings."""
-    figure = Figure(figsize=(8, 4.6), dpi=150, layout="constrained")
+    """Measured figures as filled marks with their std, published ones as rings; a colour for each column.
+
+    The rows of the table stand side by side; of a table of one row, its columns.
+    """
+    figure = Figure(figsize=(8.5, 5), dpi=150, layout="constrained")
     axes = figure.subplots()
-    columns = list(dict.fromkeys(row["column"] for row in report["rows"]))
-    labels = list(dict.fromkeys(_label(report["headings"], row["row"]) for row in report["rows"]))
+    columns, rows = report["columns"], list(dict.fromkeys(_label(report["headings"], r["row"]) for r in report["rows"]))
+    places = rows if len(rows) > 1 else columns
     for number, column in enumerate(columns):
-        own = [row for row in report["rows"] if row["column"] == column]
-        at = {_label(report["headings"], row["row"]): row for row in own}
-        _draw_column(axes, [at.get(label) for label in labels], column, COLORS[number % len(COLORS)])
-    axes.set_xticks(range(len(labels)), labels, rotation=20 if max(map(len, labels)) > 12 else 0)
-    axes.set_ylabel(report["measure"].partition(",")[0], fontsize=9)
-    axes.set_title(f"{report['title']}\n{header(report)}", loc="left", fontsize=9, wrap=True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e4e7eb")
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+        found = {_label(report["headings"], r["row"]): r for r in report["rows"] if r["column"] == column}
+        shift = 0.1 * (number - (len(columns) - 1) / 2) if len(rows) > 1 else number
+        at = {place + shift: found.get(row, {}) for place, row in enumerate(rows)}
+        line = len(rows) > 2 and len(report["headings"]) == 1  # along one thing, such as strength
+        _draw_column(axes, at, COLORS[number % len(COLORS)], line=line)
+    axes.set_xticks(range(len(places)), places, fontsize=8)
+    axes.set_xlim(-0.6, len(places) - 0.4)
+    _label_axes(figure, axes, report)
+    _add_legend(axes, columns if 1 < len(columns) and len(rows) > 1 else [])
     figure.savefig(path)
 
 
-def _draw_column(axes: Axes, rows: Sequence[dict[str, Any] | None], column: str, color: str) -> None:
-    for kind, name, style in (("mean", column, "-"), ("published", f"{column}, published", ":")):
-        points = [(i, row[kind], row["std" if kind == "mean" else "published_std"]) for i, row in enumerate(rows)
-                  if row and row[kind] is not None]  # fmt: skip
-        if points:
-            places, values, spreads = zip(*points, strict=True)
-            axes.errorbar(
-                places, values, yerr=[spread or 0 for spread in spreads], color=color, linestyle=style, marker="o",
-                markerfacecolor=color if kind == "mean" else "white", capsize=3, linewidth=1.4, label=name,
-            )  # fmt: skip
+def _draw_column(axes: Axes, at: dict[float, dict[str, Any]], color: str, *, line: bool) -> None:
+    """`at`: rows by where they stand on the x axis; empty where the column has no figure."""
+    for kind, std, style in (("published", "published_std", ":"), ("mean", "std", "-")):
+        values = [math.nan if row.get(kind) is None else row[kind] for row in at.values()]
+        axes.errorbar(
+            list(at), values, yerr=[row.get(std) or 0 for row in at.values()], color=color, fmt="o", markersize=6,
+            capsize=3, elinewidth=1, markerfacecolor=color if kind == "mean" else "white",
+        )  # fmt: skip
+        if line:
+            axes.plot(list(at), values, color=color, linestyle=style, linewidth=1, alpha=0.6, zorder=1)
+
+
+def _label_axes(figure: Figure, axes: Axes, report: Report) -> None:
+    figure.suptitle(textwrap.fill(report["title"], 105), x=0.01, ha="left", fontsize=10, fontweight="bold")
+    axes.set_title(textwrap.fill(header(report), 120), loc="left", fontsize=8)
+    axes.set_ylabel(textwrap.fill(report["measure"], 55), fontsize=8)
+    if len(report["headings"]) == 1:
+        axes.set_xlabel(report["headings"][0])
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e4e7eb")
+    axes.set_axisbelow(True)
+
+
+def _add_legend(axes: Axes, columns: Sequence[str]) -> None:
+    marks = [Line2D([], [], color=color, marker="o", linestyle="") for color in COLORS]
+    named = [(marks[number % len(COLORS)], column) for number, column in enumerate(columns)]
+    for name, face in (("measured", "#57606a"), ("published", "white")):
+        named.append((Line2D([], [], color="#57606a", marker="o", linestyle="", markerfacecolor=face), name))
+    axes.legend(*zip(*named, strict=True), frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
 
 
 def _label(headings: Sequence[str], row: Sequence[str]) -> str:
-    """A row as one label: ticked headings by their name."""
-    named = (heading if value == "✓" else value for heading, value in zip(headings, row, strict=True) if value)
-    return ", ".join(named) or "none"
+    """A row as a few words: ticked headings by their name, numbers behind that of theirs, where there are several."""
+    if len(headings) == 1:
+        return row[0]
+    ticked = ", ".join(heading for heading, value in zip(headings, row, strict=True) if value == "✓")
+    others = [f"{heading} {value}" if value[:1].isdigit() else value
+              for heading, value in zip(headings, row, strict=True) if value not in ("", "✓")]  # fmt: skip
+    return "\n".join([ticked or "none"] * ("" in row or "✓" in row) + others)
 
 
 def write_table(report: Report, about: dict[str, Any], out: Path) -> None:

@@ -61,6 +61,11 @@ class Table:
     cost: str = "not published"
     seeds: int = 1
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What stands above its figures, in order."""
+        return tuple(dict.fromkeys(entry.column for entry in self.entries))
+
 
 def last_knn(folder: Path) -> float | None:
     """kNN accuracy after the last epoch, per cent."""
@@ -75,6 +80,21 @@ def best_knn(folder: Path) -> float | None:
 def best_logistic(folder: Path) -> float | None:
     """Validation accuracy of the logistic regression of the best epoch, per cent."""
     return max((row["logistic"] for row in _epochs(folder) if "logistic" in row), default=None)
+
+
+def best_logistic_on_training(folder: Path) -> float | None:
+    """Training accuracy of that regression, on the images as they were cropped for it, per cent."""
+    fitted = [row for row in _epochs(folder) if "logistic" in row]
+    return max(fitted, key=lambda row: row["logistic"])["logistic_train"] if fitted else None
+
+
+def fall_of_loss(folder: Path) -> float | None:
+    """How many times the last epoch's mean loss that of the highest epoch is.
+
+    Of the highest, not of the first: while MoCo's queue still holds noise, a query's own key is easily found.
+    """
+    losses = [row["loss"] for row in _epochs(folder) if "loss" in row]
+    return max(losses) / losses[-1] if losses else None
 
 
 def evaluated(protocol: str, measure: str = "top1", *, part: str = "validation", best: bool = False) -> Score:
