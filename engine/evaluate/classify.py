@@ -153,7 +153,9 @@ def _identity(
     start: LinearClassifier | None,
 ) -> dict[str, object]:
     """What a run has in common with the one that goes on with it, under names that an error can say."""
-    given = {flag(field): value for field, value in asdict(config).items() if field not in MAY_CHANGE}
+    given = {
+        flag(f"{config.name}.{field}"): value for field, value in asdict(config).items() if field not in MAY_CHANGE
+    }
     return given | {
         "a backbone with the digest": _digest(backbone),
         "given weights at the start:": start is not None,
