@@ -438,8 +438,8 @@ def test_a_run_of_other_settings_is_not_gone_on_with(tmp_path: Path) -> None:
     other[1].running_mean += 1
     start = LinearClassifier(weight=torch.zeros(3, FEATURES), bias=torch.zeros(3))
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"config": replace(short, lr=0.25)}, "it was trained with --probe-augmented.lr 0.5, not 0.25: choose another --out"),
-        ({"config": replace(short, epochs=2)}, "--epochs 1, not 2"),
+        ({"config": replace(short, lr=0.25)}, "trained with --probe-augmented.lr 0.5, not 0.25: choose another --out"),
+        ({"config": replace(short, epochs=2)}, "--probe-augmented.epochs 1, not 2"),
         ({"backbone": other}, "a backbone with the digest"),
         ({"start": start}, "given weights at the start: False, not True"),
         ({"train": images(71)}, "so many training images: 72, not 71"),
