@@ -2,7 +2,7 @@
 
     {"penstock": version, "config": settings, "position": epoch, consumed and step, "method", "optimizer", "scaler",
      "epoch_sums": what the epoch's line of the log is made of, "samples": images in the data, "world": ranks,
-     "recipe": as YAML}
+     "recipe": as YAML, "best": of --keep-best: which figure, the best so far and its epoch, or None}
 
 Loaded with `weights_only=True`: a checkpoint from elsewhere can run no code.
 """

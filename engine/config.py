@@ -22,7 +22,7 @@ class TrainConfig:
     split: str = "train"
     """Which part of it: train, or unlabeled (stl10)."""
     val_data: str | None = None
-    """Labelled images for kNN, where the data have no validation split of their own."""
+    """Labelled images for kNN and the regression, where the data have no validation split of their own."""
     class_list: Path | None = None
     """A text file with one class folder on each line, to cut an image folder to (ImageNet-100)."""
     subset: int | None = None
@@ -42,9 +42,9 @@ class TrainConfig:
     """Threads (processes for torchvision) that decode and augment; default: one for each CPU."""
     recipe: str | None = None
     """The augmentation: moco-v1, moco-v2, moco-small (v2 without blur, for small views), moco-cifar, simclr, byol,
-    multi-crop (2 large views, 6 small), albumentations-7, pool-14, gradual, albumentations-7-gradual (jitter that
-    grows), abcde, abcd, abc, ab, a, color-1, color-1/2, color-1/4, color-1/8, or a file NAME.yaml; default: the
-    method's."""
+    multi-crop (2 large views, 6 small), albumentations-7, albumentations-6, albumentations-clahe,
+    albumentations-solarize, pool-14, gradual, albumentations-7-gradual (jitter that grows), abcde, abcd, abc, ab, a,
+    color-1, color-1/2, color-1/4, color-1/8, or a file NAME.yaml; default: the method's."""
     size: int | None = None
     """Side of the (large) views in pixels; default: 32 for CIFAR, 64 for STL-10 and shapes, else the recipe's own."""
     first_size: int | None = None
@@ -172,6 +172,11 @@ class TrainConfig:
     """How steeply a vote falls with distance."""
     knn_features: str = "backbone"
     """What is compared: the backbone's output, or the projection."""
+    logistic_every: int = 0
+    """Epochs between two logistic regressions on the backbone's output, fitted to one random crop and flip of each
+    training image, others each time, and judged by plain validation images; 0: none. All features lie in memory."""
+    keep_best: str | None = None
+    """Keep the checkpoint of the epoch in which this was best so far as OUT/best.pt: knn or logistic."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,18 +1,29 @@
-"""The loaders of a run: one that feeds the training, two that feed kNN."""
+"""The loaders of a run: one that feeds the training, and those that feed what it is evaluated by meanwhile."""
 
 from __future__ import annotations
 
 import os
 from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 
 from penstock.augment import Recipe
 from penstock.augment.executors import split_names
 from penstock.engine.config import CompleteConfig
 from penstock.engine.distributed import Team
-from penstock.engine.evaluate.data import check_same_classes, in_order, labelled, open_validation, plain_view
-from penstock.engine.evaluate.knn import OnlineKNN
+from penstock.engine.evaluate.data import (
+    check_same_classes,
+    in_order,
+    labelled,
+    open_validation,
+    plain_view,
+    probe_view,
+)
+from penstock.engine.evaluate.online import OnlineEvaluation, OnlineKNN, OnlineLogistic, OnlineProtocol
+from penstock.engine.seeds import derive_seed
+from penstock.errors import UserError
 from penstock.loaders import Loader, Source, make_loader, open_source
 from penstock.loaders.threads import available_cpus
 from penstock.sizes import parse_bytes
@@ -55,28 +66,52 @@ def share_cpus(team: Team) -> None:
         torch.set_num_threads(max(1, available_cpus() // team.on_machine - 1))
 
 
-def build_knn(config: CompleteConfig, source: Source, recipe: Recipe, team: Team) -> OnlineKNN | None:
-    """What evaluates the run: the training images vote on those of the validation split. None where there is none.
+def build_evaluation(config: CompleteConfig, source: Source, recipe: Recipe, team: Team) -> OnlineEvaluation | None:
+    """What the run is evaluated by while it trains. None where nothing is wanted, or the images for it are not there.
 
     Raises:
-        UserError: validation images of other classes than the data's.
+        UserError: validation images of other classes than the data's, images of one class alone, or a best epoch that
+            nothing would tell.
     """
-    if not config.knn_every:
+    images = labelled_images(config, source) if config.knn_every or config.logistic_every else None
+    if images is None:
+        if config.keep_best:
+            raise UserError(
+                f"--keep-best {config.keep_best}: {config.data} has no labels or no validation split to find it by:"
+                " leave it out, or name labelled images by --val-data"
+            )
         return None
-    queries = open_validation(config.data, val_data=config.val_data, class_list=config.class_list)
-    bank = source if config.split == "train" else open_source(config.data, "train", class_list=config.class_list)
-    bank = labelled(bank)
-    if queries is None or not len(bank):
-        return None
-    remedy = "choose another --val-data, or --knn-every 0"
-    check_same_classes(bank, queries, name=config.val_data or config.data, remedy=remedy)
-    workers, plain = threads(config, team), plain_view(config.size, recipe)
-    show = partial(in_order, recipe=plain, workers=workers, device=team.device, on_error=config.on_error)
-    return OnlineKNN(
-        bank=show(bank),
-        queries=show(queries),
-        classes=len(bank.classes),
-        k=config.knn_k,
-        temperature=config.knn_temperature,
-        on=config.knn_features,
+    train, val = images
+    plain, classes = plain_view(config.size, recipe), len(train.classes)
+    show = partial(
+        in_order,
+        workers=threads(config, team),
+        device=team.device,
+        on_error=config.on_error,
+        seed=derive_seed(config.seed, "evaluation"),  # its crops are not those that the network is trained on
     )
+    protocols: list[OnlineProtocol] = []
+    if config.knn_every:
+        voting: dict[str, Any] = {"k": config.knn_k, "temperature": config.knn_temperature, "on": config.knn_features}
+        protocols.append(OnlineKNN(every=config.knn_every, train=show(train, plain), classes=classes, **voting))
+    if config.logistic_every:
+        crops = show(train, probe_view(config.size, recipe))
+        protocols.append(OnlineLogistic(every=config.logistic_every, train=crops, classes=classes))
+    return OnlineEvaluation(protocols=protocols, val=show(val, plain), epochs=config.epochs)
+
+
+def labelled_images(config: CompleteConfig, source: Source) -> tuple[Source, Source] | None:
+    """Of the training set and of the validation set, of the same classes; None where one of them has none."""
+    val = open_validation(config.data, val_data=config.val_data, class_list=config.class_list)
+    train = source if config.split == "train" else open_source(config.data, "train", class_list=config.class_list)
+    train = labelled(train)
+    if val is None or not len(train):
+        return None
+    remedy = "choose another --val-data, or --knn-every 0 --logistic-every 0"
+    check_same_classes(train, val, name=config.val_data or config.data, remedy=remedy)
+    if config.logistic_every and len(np.unique(train.labels)) < 2:
+        raise UserError(
+            f"--logistic-every {config.logistic_every}: all images of {config.data} are of one class, and a regression"
+            " tells classes apart: leave it out"
+        )
+    return train, val

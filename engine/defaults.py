@@ -108,12 +108,13 @@ CHOICES = {
     "amp": ("auto", "off", "bf16", "fp16"),
     "compile": ("off", "default", "reduce-overhead", "max-autotune"),
     "knn_features": ("backbone", "projection"),
+    "keep_best": ("knn", "logistic"),
 }
 POSITIVE = ("subset", "size", "first_size", "temperature", "epsilon", "prototypes", "dim", "predictor", "head_layers",
             "bn_splits", "width", "epochs", "batch", "accumulate", "lr", "log_every", "save_every",
             "checkpoint_steps", "knn_k", "knn_temperature", "workers")  # fmt: skip
 NOT_NEGATIVE = ("queue", "queue_start", "frozen", "redundancy", "hidden", "weight_decay", "warmup_epochs", "final_lr",
-                "knn_every", "seed")  # fmt: skip
+                "knn_every", "logistic_every", "seed")  # fmt: skip
 SHARES = ("debias", "momentum", "sgd_momentum")
 
 
@@ -151,6 +152,9 @@ def _check_belongs(config: TrainConfig) -> None:
             raise UserError(f"{flag(field)} is a setting of {owners}; {config.method} has none: leave it out")
     if config.head == "linear" and (config.head_layers or 1) > 1:
         raise UserError(f"--head linear is one layer, not --head-layers {config.head_layers}: use --head mlp")
+    if config.keep_best is not None and getattr(config, f"{config.keep_best}_every") == 0:
+        every = flag(f"{config.keep_best}_every")
+        raise UserError(f"--keep-best {config.keep_best}: {every} 0 computes none to go by: use {every} 1")
 
 
 def complete(config: TrainConfig, *, source: str, length: int, world: int) -> CompleteConfig:

@@ -1,13 +1,14 @@
 """A run's logs: CSV and TensorBoard files, a line on the screen, the report. Rank 0 keeps them.
 
     OUT/steps.csv    every --log-every steps: epoch, step, loss, metrics, lr, images_per_s, wait_share
-    OUT/epochs.csv   every epoch, and before the first: means over the epoch, knn, routed, skipped, seconds
+    OUT/epochs.csv   every epoch, and before the first: means over the epoch, knn, logistic, routed, skipped, seconds
     OUT/tensorboard  tensorboard --logdir OUT
     OUT/report.html  all of it in one page
 
-images_per_s counts source images, each with all its views; routed is the share of views that Albumentations finished,
-because the executor has no code for an operation in them; skipped is how many images rank 0 has found broken so far
-(--on-error skip). Every line is on the disk as soon as it is written, and a
+images_per_s counts source images, each with all its views; knn and logistic are the per cent of validation images whose
+class each of them finds, logistic_train that of the crops which the regression was fitted to; routed is the share of
+views that Albumentations finished, because the executor has no code for an operation in them; skipped is how many
+images rank 0 has found broken so far (--on-error skip). Every line is on the disk as soon as it is written, and a
 resumed run first takes back the lines after its checkpoint, so none is there twice.
 """
 
@@ -50,7 +51,8 @@ class RunLog:
         shared = ["epoch", "step", "loss", *metrics]
         speed = ["images_per_s", "wait_share"]
         self.steps = CsvLog(out / "steps.csv", [*shared, "lr", *speed], key="step", keep=step)
-        columns = [*shared, "knn", *speed, "routed", "skipped", "train_seconds", "knn_seconds"]
+        found, seconds = ["knn", "logistic", "logistic_train"], ["train_seconds", "knn_seconds", "logistic_seconds"]
+        columns = [*shared, *found, *speed, "routed", "skipped", *seconds]
         self.epochs = CsvLog(out / "epochs.csv", columns, key="epoch", keep=epoch)
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=None if step is None else step + 1)
         self.screen = Screen(epochs=epochs, steps=steps, done=step or 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from penstock.engine.checkpoint import Position, save_checkpoint
 from penstock.engine.config import CompleteConfig, to_dict
 from penstock.engine.csv_log import Row
 from penstock.engine.distributed import Team
-from penstock.engine.evaluate.knn import OnlineKNN
+from penstock.engine.evaluate.online import Abandoned, OnlineEvaluation
 from penstock.engine.logs import RunLog
 from penstock.engine.meters import Meter, WaitClock
 from penstock.engine.method import Method
@@ -67,6 +66,15 @@ class EpochSums:
         return means | speed | routed | {"train_seconds": self.seconds}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The epoch that OUT/best.pt is of: the first with the highest figure."""
+
+    of: str  # knn or logistic
+    epoch: int
+    figure: float
+
+
 class Trainer:
     """One run.
 
@@ -79,7 +87,8 @@ class Trainer:
 
     Attributes:
         interrupts: asked after each step whether to stop.
-        knn, log: set on rank 0, where they are wanted.
+        evaluation, log: set on rank 0, where they are wanted.
+        best: of --keep-best, on rank 0.
     """
 
     def __init__(
@@ -96,8 +105,9 @@ class Trainer:
         self.config, self.recipe, self.method, self.loader = config, recipe, method, loader
         self.team, self.precision, self.out = team, precision, out
         self.interrupts = Interrupts()
-        self.knn: OnlineKNN | None = None
+        self.evaluation: OnlineEvaluation | None = None
         self.log: RunLog | None = None
+        self.best: Best | None = None
         self.model = team.wrap(method)
         self.optimizer = build_optimizer(config, method)
         self.scaler = precision.scaler()
@@ -112,8 +122,8 @@ class Trainer:
         Raises:
             Diverged: the loss is not finite; nothing is saved then.
         """
-        if self.position.step == 0:
-            self._evaluate({"epoch": 0, "step": 0})
+        if self.position.step == 0 and not self._evaluate({"epoch": 0, "step": 0}):
+            self.save()
         while self.position.epoch < self.config.epochs and not self.stopping:
             self._train_epoch()
             if not self.stopping:
@@ -229,29 +239,45 @@ class Trainer:
     def _finish_epoch(self) -> None:
         """What follows the last step of an epoch. Every rank takes over rank 0's statistics of normalisation here."""
         self.team.follow_leader(list(self.method.buffers()))
-        if self.config.knn_every:
-            self.save()  # evaluating may take long, and a kill would cost the epoch
+        if self.config.knn_every or self.config.logistic_every:
+            self.save()  # evaluating may take long, and what stops it would cost the epoch
         self.position.epoch += 1
         self.position.consumed = 0
         row = {"epoch": self.position.epoch, "step": self.position.step, **self.epoch_sums.row()}
         if self.config.on_error == "skip":
             row["skipped"] = len(self.loader.skipped)
         self.epoch_sums = EpochSums()
-        self._evaluate(row)
-        self.save()
+        if self._evaluate(row):
+            self.save(*self._kept(row))
 
-    def _evaluate(self, row: Row) -> None:
-        """Add kNN to an epoch's row where its turn has come, and log the row."""
-        turn = row["epoch"] % max(1, self.config.knn_every) == 0 or row["epoch"] == self.config.epochs
-        if self.knn is not None and turn:
-            began = time.perf_counter()
-            row["knn"] = self.knn.accuracy(self.method.encoder, self.precision)
-            row["knn_seconds"] = time.perf_counter() - began
-        if self.log is not None and len(row) > 2:
+    def _evaluate(self, row: Row) -> bool:
+        """Add to an epoch's row what the network is evaluated by, and log the row.
+
+        Returns False, with nothing logged, where a signal came meanwhile: the run that goes on evaluates this epoch.
+        """
+        if self.evaluation is not None:
+            try:
+                row |= self.evaluation.figures(
+                    self.method.encoder, self.precision, epoch=int(row["epoch"]), stop=lambda: self.interrupts.received
+                )
+            except Abandoned:
+                self.stopping = self.interrupts.received
+        self.stopping = self.team.any(self.stopping)
+        if not self.stopping and self.log is not None and len(row) > 2:
             self.log.log_epoch(row)
+        return not self.stopping
 
-    def save(self) -> None:
-        """Write OUT/last.pt, and keep a copy of the epochs that are to be kept.
+    def _kept(self, row: Row) -> Iterator[str]:
+        """The names under which the checkpoint of the epoch with this row is kept."""
+        if self.config.save_every is not None and self.position.epoch % self.config.save_every == 0:
+            yield f"epoch-{self.position.epoch:04d}.pt"
+        of = self.config.keep_best
+        if of in row and (self.best is None or row[of] > self.best.figure):
+            self.best = Best(of=of, epoch=self.position.epoch, figure=row[of])
+            yield "best.pt"
+
+    def save(self, *copies: str) -> None:
+        """Write the state to OUT/last.pt, and before that under the names of copies that are to be kept.
 
         Looks at the loss first, and at what the last step made of the weights, which no loss has seen yet.
         """
@@ -260,17 +286,15 @@ class Trainer:
             raise Diverged(self._diverged("weights are no numbers any more"))
         if self.team.leads:
             state = self.state_dict()
-            save_checkpoint(self.out / "last.pt", state)
-            keep = self.config.save_every
-            if keep is not None and self.position.consumed == 0 and self.position.epoch % keep == 0:
-                save_checkpoint(self.out / f"epoch-{self.position.epoch:04d}.pt", state)
+            for name in (*copies, "last.pt"):
+                save_checkpoint(self.out / name, state)
         self.clock.start()
 
     def close(self) -> None:
         if self.log is not None:
             self.log.close()
-        if self.knn is not None:
-            self.knn.close()
+        if self.evaluation is not None:
+            self.evaluation.close()
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -281,6 +305,7 @@ class Trainer:
             "order": self.loader.order.name,
             "position": dataclasses.asdict(self.position),
             "epoch_sums": dataclasses.asdict(self.epoch_sums),
+            "best": dataclasses.asdict(self.best) if self.best else None,
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -305,6 +330,9 @@ class Trainer:
         self.loader.order.follow(state["order"])
         self.position = Position(**state["position"])
         self.epoch_sums = EpochSums(**state["epoch_sums"])
+        best = state.get("best")
+        if best and best["of"] == self.config.keep_best and (self.out / "best.pt").exists():
+            self.best = Best(**best)
 
 
 @torch.no_grad()

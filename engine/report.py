@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from statistics import mean, median
@@ -20,9 +21,11 @@ from torch.nn import functional
 from penstock.augment import Recipe
 from penstock.engine.csv_log import Row, read_csv
 from penstock.engine.curves import chart
+from penstock.engine.screen import FOUND
 from penstock.files import write_whole
 from penstock.loaders import Views
 
+MARKED = 100  # points of a chart that are marked, at most
 SHEET_IMAGES, GAP, SHEET_SIDE = 8, 4, 64  # images shown; pixels between views; views are enlarged to about this
 
 STYLE = """
@@ -90,28 +93,60 @@ def _feeder(about: dict[str, Any]) -> str:
     return f"{loader}, views made by <b>{about['executor']}</b>" if about["executor"] else loader
 
 
-def results(epochs: list[Row]) -> dict[str, float]:
-    """The figures that a run ends with, as far as they are known: loss, knn, and knn of the untrained network."""
-    known = {"loss": [row["loss"] for row in epochs if "loss" in row]}
-    known["knn"] = [row["knn"] for row in epochs if "knn" in row and row["epoch"] > 0]
-    known["untrained"] = [row["knn"] for row in epochs if "knn" in row and row["epoch"] == 0]
-    return {name: values[-1] for name, values in known.items() if values}
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """How a figure of the evaluation went, per cent.
+
+    Attributes:
+        last: of the last epoch that has one.
+        best, epoch: the highest, and the first epoch with it.
+        untrained: before the first epoch, if it is known.
+    """
+
+    last: float
+    best: float
+    epoch: int
+    untrained: float | None
+
+    @staticmethod
+    def of(name: str, epochs: list[Row]) -> Found | None:
+        """None where no trained network was evaluated by it."""
+        rows = [row for row in epochs if name in row and row["epoch"] > 0]
+        if not rows:
+            return None
+        best = max(rows, key=lambda row: row[name])
+        untrained = next((row[name] for row in epochs if name in row and row["epoch"] == 0), None)
+        return Found(last=rows[-1][name], best=best[name], epoch=int(best["epoch"]), untrained=untrained)
+
+    def __str__(self) -> str:
+        beside = [f"best: {self.best:.2f} %, epoch {self.epoch}"] if self.best > self.last else []
+        beside += [] if self.untrained is None else [f"untrained network: {self.untrained:.2f} %"]
+        return f"{self.last:.2f} %" + (f" ({'; '.join(beside)})" if beside else "")
+
+
+def results(epochs: list[Row]) -> dict[str, str]:
+    """What a run ends with, as far as it is known, by what it is called: loss, kNN, logistic regression."""
+    losses = [row["loss"] for row in epochs if "loss" in row]
+    loss = {"loss": f"{losses[-1]:.3f}"} if losses else {}
+    found = {title: Found.of(name, epochs) for name, title in FOUND.items()}
+    return loss | {title: str(figure) for title, figure in found.items() if figure}
 
 
 def _lead(epochs: list[Row], planned: int) -> str:
-    figures, done = results(epochs), max((int(row["epoch"]) for row in epochs), default=0)
-    text = f"{done} of {planned} epochs."
-    if "loss" in figures:
-        text += f" Loss <b>{figures['loss']:.3f}</b>."
-    if "knn" in figures:
-        text += f" kNN <b>{figures['knn']:.2f} %</b>"
-        text += f", untrained network {figures['untrained']:.2f} %." if "untrained" in figures else "."
-    return f'<p class="lead">{text}</p>'
+    done = max((int(row["epoch"]) for row in epochs), default=0)
+    parts = [f"{title[0].upper() + title[1:]} <b>{figure}</b>" for title, figure in results(epochs).items()]
+    return f'<p class="lead">{". ".join([f"{done} of {planned} epochs", *parts])}.</p>'
 
 
 def _charts(steps: list[Row], epochs: list[Row]) -> str:
-    knn = [(row["epoch"], row["knn"]) for row in epochs if "knn" in row]
-    made = [chart("kNN accuracy, %", knn, x_label="epoch", marks=True, floor=0.0)]
+    found = {
+        "knn": "kNN accuracy, %", "logistic": "Logistic regression: top-1, validation images, %",
+        "logistic_train": "Logistic regression: top-1, the crops it was fitted to, %",
+    }  # fmt: skip
+    made = []
+    for name, title in found.items():
+        points = [(row["epoch"], row[name]) for row in epochs if name in row]
+        made.append(chart(title, points, x_label="epoch", marks=len(points) <= MARKED, floor=0.0))
     titles = {
         "loss": "Loss", "accuracy": "Accuracy of the contrastive task", "lr": "Learning rate",
         "images_per_s": "Images per second (each with all its views)", "wait_share": "Share of time waiting for data",
@@ -134,7 +169,10 @@ def _views(picture: Path, recipe: str) -> str:
 def _timing(steps: list[Row], epochs: list[Row]) -> dict[str, str]:
     train = sum(row.get("train_seconds", 0.0) for row in epochs)
     waited = sum(row.get("train_seconds", 0.0) * row.get("wait_share", 0.0) for row in epochs)
-    facts = {"training": f"{train:,.0f} s", "kNN": f"{sum(row.get('knn_seconds', 0.0) for row in epochs):,.0f} s"}
+    facts = {"training": f"{train:,.0f} s"}
+    for name, title in FOUND.items():
+        if spent := [row[f"{name}_seconds"] for row in epochs if f"{name}_seconds" in row]:
+            facts[title] = f"{sum(spent):,.0f} s"
     if steps and train:
         facts["images/s"] = f"{median(row['images_per_s'] for row in steps):,.0f} (median of {len(steps)} log lines)"
         facts["waiting for data"] = f"{100 * waited / train:.1f} % of the time in training"

@@ -10,13 +10,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from penstock.engine.csv_log import Row
 
 PLAIN_SECONDS = 15.0  # between two lines where there is no terminal to draw on
+FOUND = {"knn": "kNN", "logistic": "logistic regression"}  # what a network is evaluated by while it trains
 
 
 class Screen:
-    """A progress bar on a terminal; elsewhere a plain line now and then, and one at the end of each epoch."""
+    """A progress bar on a terminal; elsewhere a plain line now and then, and one at the end of each epoch.
 
-    def __init__(self, *, epochs: int, steps: int, done: int) -> None:
-        self.total, self.last = epochs, time.monotonic()
+    `of` names what is trained, where a command trains more than one thing.
+    """
+
+    def __init__(self, *, epochs: int, steps: int, done: int, of: str = "") -> None:
+        self.total, self.last, self.of = epochs, time.monotonic(), f"{of}, " if of else ""
         self.console = Console()
         self.bar: Progress | None = None
         self.task = TaskID(0)
@@ -35,7 +39,8 @@ class Screen:
             self._print(f"  step {row['step']:.0f}: {line}")
 
     def epoch_over(self, row: Row) -> None:
-        self._print(f"epoch {row['epoch']:.0f}/{self.total}: {describe(row)}" if row["epoch"] else describe(row))
+        when = f"epoch {row['epoch']:.0f}/{self.total}" if row["epoch"] else "before the first epoch"
+        self._print(f"{self.of}{when}: {describe(row)}")
 
     def _print(self, line: str) -> None:
         self.console.print(line, highlight=False, soft_wrap=True)
@@ -48,8 +53,8 @@ class Screen:
 
 def describe(row: Row) -> str:
     """`loss 6.12  accuracy 0.31  1,240 images/s  waiting 3 %  kNN 41.2 %`, as far as the row knows."""
-    known = ("epoch", "step", "lr", "knn", "images_per_s", "wait_share", "routed", "skipped", "train_seconds",
-             "knn_seconds")  # fmt: skip
+    known = ("epoch", "step", "lr", "knn", "logistic", "logistic_train", "images_per_s", "wait_share", "routed",
+             "skipped", "train_seconds", "knn_seconds", "logistic_seconds")  # fmt: skip
     parts = [f"{name} {value:.3f}" for name, value in row.items() if name not in known]
     if "images_per_s" in row:
         parts += [f"{row['images_per_s']:,.0f} images/s", f"waiting {100 * row['wait_share']:.0f} %"]
@@ -57,6 +62,8 @@ def describe(row: Row) -> str:
         parts.append(f"routed {100 * row['routed']:.0f} %")
     if row.get("skipped"):
         parts.append(f"broken images skipped {row['skipped']:.0f}")
-    if "knn" in row:
-        parts.append(f"kNN {row['knn']:.2f} %" + ("" if row["epoch"] else " (untrained network)"))
+    found = [f"{title} {row[name]:.2f} %" for name, title in FOUND.items() if name in row]
+    if found and not row["epoch"]:
+        found[-1] += " (untrained network)"
+    parts += found
     return "  ".join(parts)

@@ -32,7 +32,7 @@ from penstock.augment.recipes import dump_recipe, parse_recipe
 from penstock.engine.checkpoint import check_same_run, load_checkpoint
 from penstock.engine.config import CompleteConfig, TrainConfig, from_dict
 from penstock.engine.csv_log import read_csv
-from penstock.engine.data import build_knn, build_loader, share_cpus
+from penstock.engine.data import build_evaluation, build_loader, share_cpus
 from penstock.engine.defaults import check_choices, complete
 from penstock.engine.distributed import Team, join
 from penstock.engine.folder import choose_folder, resume_command, write_about
@@ -41,6 +41,7 @@ from penstock.engine.loop import Diverged, Trainer
 from penstock.engine.methods import build_method, check_views
 from penstock.engine.precision import check_precision, choose_precision
 from penstock.engine.report import results
+from penstock.engine.screen import FOUND
 from penstock.engine.signals import Interrupts
 from penstock.errors import UserError, run_command
 from penstock.loaders import open_source
@@ -122,7 +123,7 @@ def train(given: TrainConfig, state: State | None, team: Team) -> int:
         if state is not None:
             trainer.load_state_dict(state)
         if team.leads:
-            trainer.knn = build_knn(config, source, recipe, team)
+            trainer.evaluation = build_evaluation(config, source, recipe, team)
             out.mkdir(parents=True, exist_ok=True)  # now that nothing is left to refuse
             (out / "recipe.yaml").write_text(dump_recipe(recipe))
             about = write_about(out, config, source, loader, method)
@@ -189,8 +190,9 @@ def has_changed(config: CompleteConfig, recipe: Recipe) -> bool:
 def start_log(trainer: Trainer, recipe: Recipe, *, resumed: bool) -> RunLog:
     """The run's logs, from where it stands; lines of an interrupted run after that are taken back."""
     config, position = trainer.config, trainer.position
-    if trainer.knn is None and config.knn_every:
-        print("no kNN: it needs labels and a validation split; --val-data names one", flush=True)
+    wanted = [f"no {title}" for name, title in FOUND.items() if getattr(config, f"{name}_every")]
+    if trainer.evaluation is None and wanted:
+        print(f"{', '.join(wanted)}: it needs labels and a validation split; --val-data names one", flush=True)
     return RunLog(
         trainer.out,
         recipe=recipe,
@@ -203,12 +205,10 @@ def start_log(trainer: Trainer, recipe: Recipe, *, resumed: bool) -> RunLog:
 
 def summary(out: Path, signal: int) -> str:
     """What a run says at its end."""
-    figures = results(read_csv(out / "epochs.csv"))
-    parts = [f"loss {figures['loss']:.3f}"] if "loss" in figures else []
-    if "knn" in figures:
-        untrained = f" (untrained network: {figures['untrained']:.2f} %)" if "untrained" in figures else ""
-        parts.append(f"kNN {figures['knn']:.2f} %{untrained}")
+    parts = [f"{title} {figure}" for title, figure in results(read_csv(out / "epochs.csv")).items()]
     lines = [", ".join(parts)] if parts else []
+    if (out / "best.pt").exists():
+        lines.append(f"best epoch: {out / 'best.pt'}")
     if signal:
         lines.append(f"stopped; go on with: {resume_command(out)}")
     return "\n".join([*lines, f"report: {out / 'report.html'}"])

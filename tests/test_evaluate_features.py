@@ -1,4 +1,4 @@
-"""Features of images, as kNN while training and every protocol on a frozen network take them."""
+"""Features of images, as every protocol on a frozen network takes them, while it trains and afterwards."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from torch.nn.functional import normalize
 from penstock.augment import RECIPES
 from penstock.engine.evaluate.data import check_same_classes, in_order, plain_view
 from penstock.engine.evaluate.features import extract_features
-from penstock.engine.evaluate.knn import OnlineKNN
-from penstock.engine.method import Encoder
 from penstock.engine.precision import Precision
 from penstock.errors import UserError
 from penstock.loaders import Loader
@@ -63,25 +61,6 @@ def test_features_that_are_not_finite_are_refused(value: float) -> None:
             extract_features(broken, batches, FP32)
         with pytest.raises(UserError, match=r"take an earlier checkpoint, or try --amp off$"):
             extract_features(broken, batches, half)
-
-
-def test_knn_while_training_finds_an_image_that_it_knows_and_keeps_one_copy_of_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Unit features alone, however long the network's own are."""
-    encoder = Encoder(network(), nn.Identity()).train()
-    seen: list[torch.Tensor] = []
-    normalised = normalize
-
-    def counted(values: torch.Tensor) -> torch.Tensor:
-        seen.append(values)
-        return normalised(values)
-
-    monkeypatch.setattr("penstock.engine.evaluate.features.functional.normalize", counted)
-    with loader() as bank, loader(batch=16) as queries:
-        knn = OnlineKNN(bank=bank, queries=queries, classes=3, k=5, temperature=0.001)
-        assert knn.accuracy(encoder, FP32) == 100
-    assert encoder.training and max(len(values) for values in seen) == 16  # batches, never all images
 
 
 def test_classes_that_differ_are_said_with_what_can_be_done() -> None:

@@ -119,7 +119,7 @@ def train_classifier(
         run.log = CsvLog(log, COLUMNS, key="epoch", keep=None if state is None else run.epoch)
         stack.callback(run.log.close)
         if progress:
-            run.screen = Screen(epochs=config.epochs, steps=config.epochs * len(train), done=run.step)
+            run.screen = Screen(epochs=config.epochs, steps=config.epochs * len(train), done=run.step, of=config.name)
             stack.callback(run.screen.close)
         run.interrupts = stack.enter_context(Interrupts())
         run.fit()

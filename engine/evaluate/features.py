@@ -53,6 +53,7 @@ def extract_features(
     precision: Precision,
     *,
     unit: bool = False,
+    epoch: int = 0,
     advance: Advance | None = None,
 ) -> Features:
     """Features of every image of a loader, which keeps its tail: of the first view, where the recipe makes several.
@@ -61,12 +62,13 @@ def extract_features(
 
     Args:
         unit: keep them at length 1 alone: ImageNet's by a ResNet-50 are 10 GB, which a GPU that trains may have once.
+        epoch: of the loader, which decides the views where they are random.
 
     Raises:
         UserError: they are not finite.
     """
     values, labels, done = torch.empty(0), [], 0
-    for views, output in embed(network, loader, precision, advance=advance):
+    for views, output in embed(network, loader, precision, epoch=epoch, advance=advance):
         output = output[: len(views)]
         if not done:
             values = output.new_empty(loader.order.length, output.shape[1])

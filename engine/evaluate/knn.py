@@ -8,14 +8,9 @@ N queries, M training images (the bank), D features, C classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
-from penstock.engine.evaluate.features import Advance, extract_features
-from penstock.engine.method import Encoder
-from penstock.engine.precision import Precision
-from penstock.loaders import Loader
+from penstock.engine.evaluate.features import Advance
 
 CHUNK = 1 << 25  # similarities held at a time: 128 MB of float32
 NO_VOTE = -1  # stands where fewer classes have neighbours than were asked for
@@ -79,37 +74,3 @@ def _most_votes(
     votes.scatter_add_(1, labels, ((similarity - similarity[:, :1]) / temperature).exp())
     most = votes.topk(min(top, classes))
     return most.indices.where(most.values >= 0, NO_VOTE)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OnlineKNN:
-    """kNN accuracy of a network while it trains.
-
-    Attributes:
-        bank, queries: loaders of the labelled training images and of those to classify; one plain view, in order.
-        classes: C.
-        k, temperature: as above.
-        on: `backbone`, or `projection` (after the head).
-    """
-
-    bank: Loader
-    queries: Loader
-    classes: int
-    k: int = 200
-    temperature: float = 0.1
-    on: str = "backbone"
-
-    def accuracy(self, encoder: Encoder, precision: Precision) -> float:
-        """Per cent of the queries whose class is found. Leaves the encoder in the mode it was in."""
-        was_training = encoder.training
-        network = encoder.eval() if self.on == "projection" else encoder.eval().backbone
-        bank, queries = (extract_features(network, x, precision, unit=True) for x in (self.bank, self.queries))
-        encoder.train(was_training)
-        found = knn_predict(
-            queries.values, bank.values, bank.labels, classes=self.classes, k=self.k, temperature=self.temperature
-        )
-        return 100.0 * float((found == queries.labels).float().mean())
-
-    def close(self) -> None:
-        self.bank.close()
-        self.queries.close()

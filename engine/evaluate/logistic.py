@@ -10,15 +10,22 @@ N images, D features, C classes.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from penstock.engine.evaluate.features import Features
 from penstock.engine.evaluate.linear import LinearClassifier, Scale
 
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
+
 NEVER = -1e4  # bias of a class that the training images do not show
+ROUND = 100  # iterations that scikit-learn cannot be stopped in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,27 +43,58 @@ class Logistic:
     converged: bool
 
 
-def fit_logistic(train: Features, *, classes: int, c: float = 1.0, iterations: int = 2000) -> Logistic:
+def fit_logistic(
+    train: Features,
+    *,
+    classes: int,
+    c: float = 1.0,
+    iterations: int = 2000,
+    between: Callable[[], None] = lambda: None,
+) -> Logistic:
     """Fit to the training images.
 
     Args:
         c: scikit-learn's C, the inverse of the regularisation's strength, for standardised features.
         iterations: of L-BFGS, at most.
+        between: called every hundred iterations; what it raises leaves the fit.
     """
-    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     values = train.values.double().cpu()  # in float32 the line search gives up before the gradient is small
     scale = Scale.of(values)
-    model = LogisticRegression(C=c, max_iter=iterations)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ConvergenceWarning)  # said in `converged`
-        model.fit(scale.apply(values).numpy(), train.labels.cpu().numpy())
+    model = LogisticRegression(C=c, warm_start=True)
+    done, converged = _fit(model, scale.apply(values).numpy(), train.labels.cpu().numpy(), iterations, between)
     weight, bias = _of_all_classes(model.classes_, model.coef_, model.intercept_, classes)
     folded, device = scale.fold(weight, bias), train.values.device
     moved = LinearClassifier(weight=folded.weight.to(device), bias=folded.bias.to(device))
-    converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
-    return Logistic(classifier=moved, iterations=int(model.n_iter_.max()), converged=converged)
+    return Logistic(classifier=moved, iterations=done, converged=converged)
+
+
+def _fit(
+    model: LogisticRegression,
+    values: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    iterations: int,
+    between: Callable[[], None],
+) -> tuple[int, bool]:
+    """Fit in rounds, each from where the last one ended. Returns how many iterations it took, and whether it converged.
+
+    The warning that it did not converge is what tells a round that came to its end from one that ran out.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+
+    done = 0
+    while True:
+        model.max_iter = min(ROUND, iterations - done)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ConvergenceWarning)
+            model.fit(values, labels)
+        took = int(model.n_iter_.max())
+        done += took
+        converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
+        if converged or took < model.max_iter or done >= iterations:  # few, and not converged: the line search failed
+            return done, converged
+        between()
 
 
 def _of_all_classes(

@@ -1,4 +1,4 @@
-"""Two pictures of an evaluation: which classes are taken for which, and a map of the embeddings.
+"""An evaluation's pictures: which classes are taken for which, a map of the embeddings, how classifiers were trained.
 
 N images, D dimensions, C classes.
 """
@@ -16,11 +16,15 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+
+from penstock.engine.csv_log import Row
 
 TEXT_COLOUR, MUTED_COLOUR = "#323f4b", "#9aa5b1"
 NAMED, NUMBERED = 30, 12  # classes whose names, and whose shares, can still be read
 LEGEND = 20  # classes that differ enough in colour
+PARTS = {"train": ("training images, augmented", "#9aa5b1"), "val": ("validation images", "#0a7f88")}
 
 
 def draw_confusions(confusions: Mapping[str, NDArray[np.int64]], classes: Sequence[str], path: Path) -> None:
@@ -63,6 +67,36 @@ def _draw_confusion(axes: Axes, name: str, counts: NDArray[np.int64], classes: S
                 text = f"{100 * share[row, column]:.0f}"
                 axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
     return picture
+
+
+def draw_curves(logs: Mapping[str, Sequence[Row]], path: Path) -> None:
+    """Loss and top-1 over the epochs, of training and validation images; one line of panels for each classifier.
+
+    Args:
+        logs: the rows of its CSV file by the classifier's name.
+    """
+    figure = Figure(figsize=(11, 3.4 * len(logs)), dpi=130, layout="constrained")
+    lines = figure.subplots(len(logs), 2, squeeze=False)
+    for panels, (name, rows) in zip(lines, logs.items(), strict=True):
+        for axes, metric, title in zip(panels, ("loss", "top1"), ("loss", "top-1, %"), strict=True):
+            _draw_curve(axes, f"{name}: {title}", metric, rows)
+    handles, labels = lines[0, 0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside upper right", ncols=2, frameon=False, fontsize=9, labelcolor=TEXT_COLOUR
+    )
+    figure.savefig(path, format="png")
+
+
+def _draw_curve(axes: Axes, title: str, metric: str, rows: Sequence[Row]) -> None:
+    for part, (label, colour) in PARTS.items():
+        points = [(row["epoch"], row[f"{part}_{metric}"]) for row in rows if f"{part}_{metric}" in row]
+        axes.plot(*zip(*points, strict=True), color=colour, label=label, marker="o" if len(points) == 1 else None)
+    axes.set_title(title, fontsize=11, color=TEXT_COLOUR)
+    axes.set_xlabel("epoch", color=TEXT_COLOUR)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.tick_params(colors=TEXT_COLOUR, labelsize=8)
+    axes.grid(color="#e3e8ec", linewidth=0.8)
+    axes.spines[:].set_visible(False)
 
 
 def embedding_map(unit: torch.Tensor, *, seed: int) -> dict[str, NDArray[np.float64]]:

@@ -3,6 +3,7 @@
     OUT/results.json    every figure, the settings, the machine
     OUT/per_class.csv   precision, recall, F1 and images of every class, for each classifier
     OUT/confusion.png   which classes are taken for which
+    OUT/curves.png      loss and top-1 of the classifiers that were trained on augmented images, epoch by epoch
     OUT/map.png         the validation images' embeddings in the plane
     OUT/report.html     all of it in one page that needs nothing beside it
 
@@ -21,14 +22,15 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from penstock.engine.csv_log import read_csv
 from penstock.engine.evaluate.features import Features
-from penstock.engine.evaluate.pictures import draw_confusions, draw_map, embedding_map
+from penstock.engine.evaluate.pictures import draw_confusions, draw_curves, draw_map, embedding_map
 from penstock.engine.evaluate.protocols import Outcome
 from penstock.engine.evaluate.scores import ClassReport, class_report
 from penstock.engine.report import STYLE
 from penstock.files import write_whole
 
-FILES = ("results.json", "per_class.csv", "confusion.png", "map.png", "report.html")
+FILES = ("results.json", "per_class.csv", "confusion.png", "curves.png", "map.png", "report.html")
 MEASURES = {  # name in results.json: (name in tables, what it says)
     "top1": ("top-1, %", ""),
     "top5": ("top-5, %", ""),
@@ -72,6 +74,9 @@ def write_report(out: Path, findings: Findings, mapped: Features | None, *, seed
     if reports:
         confusions = {name: report.confusion for name, report in reports.items()}
         write_whole(out / "confusion.png", lambda path: draw_confusions(confusions, findings.classes, path))
+    logs = {name: read_csv(out / f"{name}.csv") for name in findings.networks["trained"]}
+    if trained := {name: rows for name, rows in logs.items() if rows}:
+        write_whole(out / "curves.png", lambda path: draw_curves(trained, path))
     if mapped is not None:
         places, labels = embedding_map(mapped.unit, seed=seed), mapped.labels.cpu().numpy()
         write_whole(out / "map.png", lambda path: draw_map(places, labels, findings.classes, path))
@@ -152,6 +157,7 @@ def write_html(out: Path, findings: Findings, reports: Mapping[str, ClassReport]
         f"<p>{escape(about['network'])}<br>{escape(about['images'])}</p>",
         _table_of(findings.networks),
         _picture(out / "confusion.png", "Which classes are taken for which (validation images, per cent)"),
+        _picture(out / "curves.png", "Classifiers trained on augmented images, epoch by epoch"),
         _picture(out / "map.png", "Map of the validation images' embeddings"),
         _per_class(reports, findings.classes),
         _said_of_measures(findings.networks),

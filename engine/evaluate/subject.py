@@ -24,6 +24,7 @@ from penstock.engine.evaluate.features import Advance, Features, extract_feature
 from penstock.engine.evaluate.geometry import EmbeddedViews, embed_views
 from penstock.engine.method import Encoder
 from penstock.engine.precision import Precision
+from penstock.engine.seeds import derive_seed
 from penstock.loaders import Source
 
 
@@ -88,14 +89,18 @@ class Subject:
     @cached_property
     def cropped_train(self) -> Features:
         """Of one random crop of each training image, flipped or not."""
-        return self._features("training images, cropped", self.train, probe_view(self.size, self.recipe))
+        crops = derive_seed(self.seed, "evaluation")  # other than those that a classifier begins to train on
+        return self._features("training images, cropped", self.train, probe_view(self.size, self.recipe), seed=crops)
 
     @cached_property
     def plain_val(self) -> Features:
         return self._features("validation images", self.val, plain_view(self.size, self.recipe))
 
-    def _features(self, what: str, source: Source, recipe: Recipe) -> Features:
-        with in_order(source, recipe, **self._options) as loader, bar(self.title(what), len(source)) as advance:
+    def _features(self, what: str, source: Source, recipe: Recipe, **other: int) -> Features:
+        with (
+            in_order(source, recipe, **self._options | other) as loader,
+            bar(self.title(what), len(source)) as advance,
+        ):
             return extract_features(self.network, loader, self.precision, advance=advance)
 
     def views(self, source: Source, *, images: int, views: int) -> EmbeddedViews:

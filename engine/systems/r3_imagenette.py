@@ -22,7 +22,7 @@ Of which epoch the linear phase's figure is we do not know; ours is the last one
 images; ours are counted as they were cropped to be fitted to. It took 97 h and 5 h on GPUs like the GTX 1080 Ti.
 
 OUT/runs/imagenette-seed0 has what is left of it: report.html with loss and top-1 of every epoch, epochs.csv, best.pt,
-last.pt, and in evaluation/ the linear phase's. Typed again, the command goes on where it stood.
+last.pt, and in downstream/ the linear phase's. Typed again, the command goes on where it stood.
 """
 
 from __future__ import annotations
