@@ -30,7 +30,7 @@ class Cut:
     subset: int | None = None
     """Train on that many images, a balanced choice; a queue longer than an eighth of them becomes the default."""
     width: int | None = None
-    """Channels of the ResNets' first stage."""
+    """Channels of the ResNets' first stage; hidden layers of heads and predictors become narrower in the same ratio."""
     size: int | None = None
     """Side of the views in pixels."""
     batch: int | None = None
@@ -95,6 +95,9 @@ def _shortened(entry: Entry, cut: Cut, ratio: float) -> TrainConfig:
         for field in fields(Cut)
         if field.name not in ("epochs", "train", "evaluate") and getattr(cut, field.name) is not None
     }
+    if cut.width is not None and published.width is not None:
+        hidden = {name: getattr(published, name) for name in ("hidden", "predictor")}
+        changed |= {name: max(1, value * cut.width // published.width) for name, value in hidden.items() if value}
     config = replace(published, **changed, epochs=max(1, round(ratio * entry.settings["epochs"])))
     words = shlex.split(cut.train)
     config = tyro.cli(TrainConfig, args=words, config=(DisallowNone,), default=config, prog="--train")
