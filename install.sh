@@ -80,7 +80,7 @@ if [ "${1:-}" != ffcv ]; then
     "$venv_python" -m pip --version >/dev/null 2>&1 || create_venv
     forget_half_installed
     say "installing PyTorch and the rest into .venv: about 6 GB with CUDA, a few minutes"
-    pip_install -e '.[albumentations,timm,dev]' || fail 'the installation did not finish (see above); type the same again to go on'
+    pip_install -e '.[albumentations,timm,export,search,slurm,dev]' || fail 'the installation did not finish (see above); type the same again to go on'
     install_dali
     pip_install -q -e '.[examples,peers]' || say "going on without what docs/examples feed and the benchmarks' peers"
 fi

@@ -15,5 +15,6 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         write(partial)
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); name another place") from error
+    finally:
+        partial.unlink(missing_ok=True)  # where it was not put in place

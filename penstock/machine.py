@@ -25,6 +25,8 @@ PACKAGES = (  # the ones a figure can depend on
     "ffcv",
     "albumentations",
     "scikit-learn",
+    "onnx",
+    "onnxruntime",
     "timm",
     "webdataset",
     "spdl_io",

@@ -1,0 +1,173 @@
+"""The model card: what a network is, how it was trained, how good it is, and how each file of it is loaded.
+
+Figures are the run's own: from epochs.csv, of the epoch that the checkpoint is of, and from evaluation/results.json
+where that is of the same weights. Folders of this machine are left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from penstock import __version__
+from penstock.engine.checkpoint import load_checkpoint
+from penstock.engine.config import CompleteConfig, to_dict
+from penstock.engine.csv_log import read_csv
+from penstock.engine.evaluate.trained import Trained, describe
+from penstock.engine.export.format import Format, Network
+
+OF_THE_MACHINE = ("out", "resume", "device", "workers", "memory_budget", "log_every", "save_every", "checkpoint_steps")
+PLACES = ("data", "val_data", "class_list", "init")
+PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxruntime")
+LOGGED = {  # columns of epochs.csv
+    "loss": "loss",
+    "knn": "kNN in training ({knn_features}, k {knn_k}, T {knn_temperature:g}), validation, top-1 %",
+    "logistic": "logistic regression in training, validation, top-1 %",
+}
+Rows = list[tuple[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a network comes from.
+
+    Attributes:
+        file: its checkpoint, or weights from elsewhere.
+        trained: what was found there.
+        epochs: how many it was trained for; None for weights from elsewhere.
+    """
+
+    file: Path
+    trained: Trained
+    epochs: int | None
+
+    @property
+    def run(self) -> CompleteConfig | None:
+        return self.trained.run
+
+
+def origin_of(file: Path, trained: Trained) -> Origin:
+    epochs = load_checkpoint(file, what="")["position"]["epoch"] if trained.run else None
+    return Origin(file=file, trained=trained, epochs=epochs)
+
+
+def about(origin: Origin, *, arch: str, width: int, stem: str) -> dict[str, str]:
+    """What the network is and how it was trained, by names: files carry it along."""
+    told = {"network": describe(arch, width, stem), "exported_by": f"penstock {__version__}"}
+    run, recipe = origin.run, origin.trained.recipe
+    if run is None or recipe is None:
+        return {**told, "weights": origin.file.name}
+    trained_by = {"method": run.method, "data": name_of(run.data), "recipe": recipe.name}
+    return {**told, **trained_by, "epochs": f"{origin.epochs} of {run.epochs}"}
+
+
+def name_of(place: str) -> str:
+    """`cifar10` of `cifar10:FOLDER`, and the last part of a path."""
+    return Path(place.partition(":")[0]).name
+
+
+def card(network: Network, origin: Origin, formats: Sequence[Format]) -> str:
+    """The whole card, as Markdown."""
+    run = origin.run
+    parts = [
+        front_matter(run),
+        f"# {network.name}{f' by {run.method} on {name_of(run.data)}' if run else ''}",
+        what(network),
+        "## Input",
+        pixels(network, known=run is not None),
+        "## Files",
+        *(f"### {form.about}: `{form.file}`\n\n{form.usage(network)}" for form in formats),
+        "## Results",
+        results(origin),
+        "## Training",
+        training(origin),
+        "## Versions",
+        versions(),
+        "## Licence",
+        "For whoever trained it to choose: here, and in the first lines of this file.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def front_matter(run: CompleteConfig | None) -> str:
+    """What the Hugging Face Hub reads of a card."""
+    tags = ["self-supervised-learning", "penstock", *([run.method] if run else [])]
+    lines = ["# license: apache-2.0", "pipeline_tag: image-feature-extraction", f"tags: [{', '.join(tags)}]"]
+    return "\n".join(["---", *lines, "---"])
+
+
+def what(network: Network) -> str:
+    trained = f", trained without labels for {network.about['epochs']} epochs" if "epochs" in network.about else ""
+    return (
+        f"A backbone that makes features of images: {network.about['network']}{trained}. It has no classifier, and the"
+        " projection head of its training is left out."
+    )
+
+
+def pixels(network: Network, *, known: bool) -> str:
+    mean, std = (", ".join(map(str, values)) for values in (network.mean, network.std))
+    source = "as in training" if known else "usual for ImageNet; what it was trained with is not known here"
+    return (
+        f"RGB images of {network.size} × {network.size}, pixels scaled to 0 … 1, less the mean ({mean}), divided by the"
+        f" standard deviation ({std}): {source}."
+    )
+
+
+def results(origin: Origin) -> str:
+    rows = [*logged(origin), *evaluated(origin)]
+    if not rows:
+        return "None are known."
+    return "\n".join(["| measure | |", "|---|---|", *(f"| {measure} | {figure} |" for measure, figure in rows)])
+
+
+def logged(origin: Origin) -> Rows:
+    """What the run's log says of the checkpoint's epoch."""
+    if origin.run is None:
+        return []
+    by_epoch = {row["epoch"]: row for row in read_csv(origin.file.parent / "epochs.csv")}
+    row, first = by_epoch.get(origin.epochs or 0, {}), by_epoch.get(0, {})
+    found = [(said.format(**vars(origin.run)), f"{row[name]:.4g}") for name, said in LOGGED.items() if name in row]
+    if "knn" in row and "knn" in first:
+        found.append(("the same kNN of the untrained network", f"{first['knn']:.4g}"))
+    return found
+
+
+def evaluated(origin: Origin) -> Rows:
+    """What an evaluation beside the checkpoint found of the same weights."""
+    path = origin.file.parent / "evaluation" / "results.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if found.get("network") != f"{origin.trained.about}; its backbone":
+        return []
+    return [
+        (f"{protocol}, validation, {said} %", f"{figures['validation'][measure]:.2f}")
+        for protocol, figures in found["figures"]["trained"].items()
+        for measure, said in (("top1", "top-1"), ("top5", "top-5"))
+        if measure in figures["validation"]
+    ]
+
+
+def training(origin: Origin) -> str:
+    """The views and the settings of the run."""
+    run, recipe = origin.run, origin.trained.recipe
+    if run is None or recipe is None:
+        return f"The weights are those of `{origin.file.name}`; this card knows no more of them."
+    settings = {name: value for name, value in to_dict(run).items() if value is not None and name not in OF_THE_MACHINE}
+    settings |= {name: name_of(settings[name]) for name in PLACES if name in settings} | {"recipe": recipe.name}
+    written = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None)
+    return f"Views: `{recipe}`\n\nSettings of Penstock's `engine/train.py`:\n\n```yaml\n{written}```"
+
+
+def versions() -> str:
+    found = [f"penstock {__version__}"]
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return "Exported with " + ", ".join(found) + "."
