@@ -55,7 +55,7 @@ setup(
         "albumentations": ["albumentations==2.0.8"],
         "timm": ["timm>=1.0.15"],
         "export": ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"],  # penstock export --to onnx
-        "search": ["optuna>=4"],  # penstock search
+        "search": ["optuna>=5"],  # penstock search
         "slurm": ["submitit>=1.5"],  # penstock sweep --slurm
         "peers": ["webdataset>=1.0.2", "spdl>=0.8"],  # rows of benchmarks/throughput.py; spdl wants FFmpeg's libraries
         "examples": ["lightly>=1.5", "lightning>=2.5"],  # what docs/examples feed

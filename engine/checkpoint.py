@@ -62,7 +62,7 @@ def load_checkpoint(path: Path, *, what: str = "--resume") -> dict[str, Any]:
         raise UserError(f"{given}: there is no such file; a run keeps its checkpoint as OUT/last.pt")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError):  # torch's reasons speak of pickles
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError):  # torch speaks of pickles
         raise UserError(f"{given}: this is no checkpoint, or a damaged one") from None
     if not isinstance(state, dict) or "penstock" not in state:
         raise UserError(f"{given}: this is no checkpoint of a run; weights to start from are given as --init")

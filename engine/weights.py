@@ -56,7 +56,7 @@ def _read(path: Path) -> dict[str, Any]:
             raise UserError(f"--init {path}: not a readable safetensors file ({error})") from None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError):  # torch's reasons speak of pickles
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError):  # torch speaks of pickles
         raise UserError(f"--init {path}: not a readable file of weights") from None
     if not isinstance(state, dict):
         raise UserError(f"--init {path}: holds a {type(state).__name__}, not named weights")

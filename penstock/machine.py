@@ -27,6 +27,7 @@ PACKAGES = (  # the ones a figure can depend on
     "scikit-learn",
     "onnx",
     "onnxruntime",
+    "optuna",
     "timm",
     "webdataset",
     "spdl_io",

@@ -1,0 +1,398 @@
+"""The list search: its space, its trials, and what it leaves."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from penstock.augment import RECIPES, Recipe, load_recipe
+from penstock.augment.operations import (
+    Albumentations,
+    ByEpoch,
+    CenterCrop,
+    ColorJitter,
+    GaussianBlur,
+    Grayscale,
+    RandomChoice,
+    RandomResizedCrop,
+    Solarize,
+)
+from penstock.augment.recipe import View
+from penstock.augment.recipes import dump_recipe, parse_recipe
+from penstock.engine import search, search_report
+from penstock.engine.runs import Place, Run, RunFailed
+from penstock.engine.search_space import ADDABLE, Space, space_of
+from penstock.errors import MissingExtra, UserError
+from penstock.loaders import open_source
+
+pytest.importorskip("optuna", reason="the extra `search` is not installed")
+
+SPACES = {name: space_of(recipe, ["solarize", "clahe"]) for name, recipe in RECIPES.items()}
+EPOCHS = 4
+
+
+def kinds(recipe: Recipe) -> list[list[str]]:
+    return [[type(operation).__name__ for operation in view.operations] for view in recipe.views]
+
+
+def moved(space: Space, **values: float) -> Recipe:
+    """The recipe with some values changed; `__` in a name stands for the dot."""
+    changed = {name.replace("__", "."): value for name, value in values.items()}
+    assert changed.keys() <= space.own.keys()
+    return space.recipe_of(space.own | changed)
+
+
+def of_list(*operations: Any) -> Recipe:
+    return Recipe(name="test", about="", views=(View(operations=operations, size=32, count=2),))
+
+
+# The space
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_own_values_give_the_recipe_itself(name: str) -> None:
+    assert SPACES[name].recipe_of(SPACES[name].own) == RECIPES[name]
+
+
+def test_what_is_not_touched_stays_to_the_last_digit() -> None:
+    never, jitter = Solarize(p=0.0), ColorJitter(brightness=0.123456, hue=0.0123456, p=0.765432)
+    recipe = of_list(RandomResizedCrop(scale=(0.123456, 1.0)), jitter, Grayscale(p=0.01), never)
+    space = space_of(recipe)
+    assert space.recipe_of(space.own) == recipe
+    assert moved(space, Grayscale__p=0.5).views[0].operations == (*recipe.views[0].operations[:2], Grayscale(p=0.5))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_values_within_bounds_give_recipes_that_can_be_written_and_drawn(data: st.DataObject) -> None:
+    space = SPACES[data.draw(st.sampled_from(sorted(SPACES)))]
+    assert all(knob.low <= knob.own <= knob.high for knob in space.knobs.values())
+    values = {name: data.draw(st.floats(knob.low, knob.high)) for name, knob in space.knobs.items()}
+    recipe = space.recipe_of(values)  # its operations check their values as they are made
+    assert parse_recipe(yaml.safe_load(dump_recipe(recipe))) == recipe
+    for before, after in zip(kinds(space.recipe), kinds(recipe), strict=True):
+        allowed = iter([*before, *(type(operation).__name__ for operation in space.added)])
+        assert after[0] == before[0]
+        assert all(kind in allowed for kind in after)  # in the same order; some may be left out
+
+
+@pytest.mark.parametrize("name", ADDABLE)
+def test_every_operation_that_may_be_added_can_be_searched_at_both_ends(name: str) -> None:
+    space = space_of(RECIPES["a"], [name])
+    for end in ("low", "high"):
+        recipe = space.recipe_of({knob: getattr(k, end) for knob, k in space.knobs.items()})
+        assert len(recipe.views[0].operations) == (1 if end == "low" else 2)
+
+
+def test_one_factor_for_jitter_up_to_each_limit() -> None:
+    space = space_of(of_list(RandomResizedCrop(), ColorJitter(brightness=0.4, contrast=0.2, saturation=0.0, hue=0.3)))
+    jitter = moved(space, ColorJitter__strength=2.0).views[0].operations[1]
+    assert jitter == ColorJitter(brightness=0.8, contrast=0.4, saturation=0.0, hue=0.5)
+
+
+def test_stages_are_multiplied_and_keep_their_epochs() -> None:
+    space = space_of(RECIPES["gradual"])
+    was, now = RECIPES["gradual"].views[0].operations[2], moved(space, ColorJitter__strength=0.5).views[0].operations[2]
+    assert isinstance(was, ByEpoch) and isinstance(now, ByEpoch)
+    for (start, before), (begin, after) in zip(was.stages, now.stages, strict=True):
+        assert isinstance(before, ColorJitter) and isinstance(after, ColorJitter)
+        assert begin == start and after.hue == before.hue / 2
+
+
+def test_stages_of_different_probability_keep_them() -> None:
+    stages = ((0, Grayscale(p=0.1)), (5, Grayscale(p=0.2)))
+    recipe = of_list(RandomResizedCrop(), ByEpoch(stages=stages, of=10))
+    assert list(space_of(recipe).knobs) == ["RandomResizedCrop.scale"]
+
+
+def test_what_is_rarely_applied_is_left_out_of_a_list_but_not_of_a_choice() -> None:
+    choice = RandomChoice(operations=(Solarize(), None), times=2)
+    space = space_of(of_list(RandomResizedCrop(), Grayscale(), choice))
+    operations = moved(space, Grayscale__p=0.04, Solarize__p=0.04).views[0].operations
+    assert operations == (RandomResizedCrop(), replace(choice, operations=(Solarize(p=0.0), None)))
+
+
+def test_operations_that_are_equal_stay_equal() -> None:
+    assert not {"HorizontalFlip-2.p", "Grayscale-2.p"} & SPACES["byol"].knobs.keys()
+    first, second = moved(SPACES["byol"], **{"Grayscale__p": 0.4, "GaussianBlur-2__p": 0.3}).views
+    assert first.operations[3] == second.operations[3] == Grayscale(p=0.4)
+    assert (first.operations[4].p, second.operations[4].p) == (1.0, 0.3)  # type: ignore[attr-defined]
+
+
+def test_what_is_not_known_is_kept() -> None:
+    rain = Albumentations(transform="RandomRain", arguments={"drop_length": 20}, p=0.1)
+    blur = GaussianBlur(sigma=None, kernel=(3, 7))
+    space = space_of(of_list(CenterCrop(), rain, blur))
+    assert list(space.knobs) == ["RandomRain.p", "GaussianBlur.p"]
+    assert moved(space, RandomRain__p=0.5).views[0].operations == (CenterCrop(), replace(rain, p=0.5), blur)
+    with pytest.raises(UserError, match="nothing in it can be searched"):
+        space_of(of_list(CenterCrop()))
+
+
+def test_numbers_are_tidy_and_whole_ones_stay_whole() -> None:
+    pool = moved(SPACES["pool-14"], Blur__radius=1.7, CoarseDropout__strength=0.7, Sharpen__alpha=0.87654)
+    members = {str(member).partition("(")[0]: member for member in pool.operations()}
+    assert (members["Blur"].radius, members["Sharpen"].alpha) == ((1, 2), (0.2, 0.877))  # type: ignore[attr-defined]
+    assert members["CoarseDropout"].height == (6, 6)  # type: ignore[attr-defined]
+
+
+# The search, with trainings that cost nothing: the more often a view is grey, the better
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Sixty images of two classes, with as many to validate on as an own split."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 30), ("val", 5)):
+        for name in ("cats", "dogs"):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / f"{i}.png")
+    return tmp_path / "images"
+
+
+class Trainings:
+    """Stands in for `carry_out`.
+
+    Attributes:
+        runs: those that were asked for, in order.
+        during: called before each epoch with the run's name and the epoch.
+    """
+
+    def __init__(self) -> None:
+        self.runs: list[Run] = []
+        self.during: Callable[[str, int], None] = lambda name, epoch: None
+
+    def carry_out(
+        self, run: Run, folder: Path, *, place: Place, stop: Event, watch: Callable[[int], None], waits: object
+    ) -> bool:
+        self.runs.append(run)
+        folder.mkdir(parents=True, exist_ok=True)
+        log = folder / "epochs.csv"
+        if not log.exists():
+            log.write_text("epoch,knn\n0,10\n")
+        (folder / "last.pt").touch()
+        for epoch in range(len(log.read_text().splitlines()) - 1, (run.config.epochs or 0) + 1):
+            self.during(run.name, epoch)
+            with log.open("a") as file:
+                file.write(f"{epoch},{grey(run) * 50 + epoch}\n")
+            watch(epoch)
+            if stop.is_set():
+                return False
+        return True
+
+
+def grey(run: Run) -> float:
+    operations = load_recipe(str(run.config.recipe)).operations()
+    return sum(operation.p for operation in operations if isinstance(operation, Grayscale))
+
+
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch) -> Trainings:
+    stub = Trainings()
+    monkeypatch.setattr(search, "carry_out", stub.carry_out)
+    monkeypatch.setattr(search_report, "draw", lambda report, path: path.touch())  # a second for each trial
+    return stub
+
+
+def words(images: Path, out: Path, *more: str) -> list[str]:
+    given = ("--data", images, "--recipe", "moco-cifar", "--batch", 8, "--epochs", EPOCHS, "--out", out)
+    return [*map(str, given), *more]
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / "trials.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_best_recipe_is_written_beside_what_it_came_from(
+    images: Path, trainings: Trainings, tmp_path: Path
+) -> None:
+    assert search.main(words(images, tmp_path, "--trials", "12", "--pruner", "none")) == 0
+    given, *others = rows(tmp_path)
+    assert load_recipe(str(tmp_path / "trials/000.yaml")) == RECIPES["moco-cifar"]
+    assert float(given["knn"]) == 50 * 0.2 + EPOCHS and len(others) == 11
+    best = load_recipe(str(tmp_path / "best.yaml"))
+    report = json.loads((tmp_path / "search.json").read_text())
+    assert report["best"] == max(float(row["knn"]) for row in rows(tmp_path)) > report["given"]
+    assert [o.p for o in best.operations() if isinstance(o, Grayscale)] == [(report["best"] - EPOCHS) / 50]
+    assert "48 images, 4 epochs" in report["header"] and report["header"] in best.about
+    assert "| Grayscale.p | 0.2 |" in (tmp_path / "search.md").read_text()
+    assert not list(tmp_path.glob("trials/*/last.pt"))
+    assert {run.config.seed for run in trainings.runs} == {0}
+
+
+def test_the_picture_shows_trials_of_every_kind(
+    images: Path, trainings: Trainings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search.main(words(images, tmp_path, "--trials", "15", "--prune-after", "2"))
+    report = json.loads((tmp_path / "search.json").read_text())
+    assert {trial["state"] for trial in report["trials"]} == {"complete", "pruned"}
+    monkeypatch.undo()
+    search_report.draw(report, tmp_path / "drawn.png")
+    with Image.open(tmp_path / "drawn.png") as picture:
+        assert picture.size[0] > 1000
+
+
+def test_images_that_score_are_none_that_were_trained_on(images: Path, trainings: Trainings, tmp_path: Path) -> None:
+    search.main(words(images, tmp_path, "--trials", "1", "--subset", "40", "--held-out", "20"))
+    config = trainings.runs[0].config
+    trained, scoring = open_source(config.data, limit=config.subset), open_source(str(config.val_data))
+    assert (
+        len(scoring) == 20 and scoring.classes == trained.classes and np.bincount(scoring.labels).tolist() == [10] * 2
+    )
+    seen = {trained.decode(i).tobytes() for i in range(40)} | {scoring.decode(i).tobytes() for i in range(20)}
+    assert len(seen) == 60
+
+
+@pytest.mark.parametrize("pruner", ["median", "asha"])
+def test_trials_that_lag_behind_are_stopped(images: Path, trainings: Trainings, tmp_path: Path, pruner: str) -> None:
+    search.main(words(images, tmp_path, "--trials", "15", "--pruner", pruner, "--prune-after", "2"))
+    pruned = [row for row in rows(tmp_path) if row["state"] == "pruned"]
+    assert pruned and all(2 <= int(row["epochs"]) < EPOCHS for row in pruned)
+    assert rows(tmp_path)[0]["state"] == "complete"
+    for row in pruned:
+        log = tmp_path / "trials" / f"{int(row['trial']):03d}" / "epochs.csv"
+        assert len(log.read_text().splitlines()) == 2 + int(row["epochs"])
+
+
+def test_killed_in_a_trial_it_goes_on_as_if_nothing_had_been(
+    images: Path, trainings: Trainings, tmp_path: Path
+) -> None:
+    search.main(words(images, tmp_path / "whole", "--trials", "6"))
+
+    def kill(name: str, epoch: int) -> None:
+        if (name, epoch) == ("trial-002", 3):
+            raise SystemExit("killed")
+
+    trainings.during, trainings.runs = kill, []
+    with pytest.raises(SystemExit):
+        search.main(words(images, tmp_path / "killed", "--trials", "6"))
+    trainings.during = lambda name, epoch: None
+    search.main(words(images, tmp_path / "killed", "--trials", "6"))
+    assert [run.name for run in trainings.runs] == [f"trial-00{i}" for i in (0, 1, 2, 2, 3, 4, 5)]
+    assert [row | {"seconds": ""} for row in rows(tmp_path / "killed")] == [
+        row | {"seconds": ""} for row in rows(tmp_path / "whole")
+    ]
+
+
+def test_stopped_by_a_signal_it_goes_on_later(
+    images: Path, trainings: Trainings, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trainings.during = lambda name, epoch: os.kill(os.getpid(), signal.SIGTERM) if name == "trial-001" else None
+    assert search.main(words(images, tmp_path, "--trials", "3")) == 128 + signal.SIGTERM
+    assert "the same command goes on" in capfd.readouterr().out
+    assert [row["state"] for row in rows(tmp_path)] == ["complete", "running"]
+    trainings.during = lambda name, epoch: None
+    assert search.main(words(images, tmp_path, "--trials", "4")) == 0  # more of them
+    assert [row["state"] for row in rows(tmp_path)] == ["complete"] * 4
+    assert [run.name for run in trainings.runs] == [f"trial-00{i}" for i in (0, 1, 1, 2, 3)]
+
+
+def test_a_trial_that_fails_is_counted_and_the_first_one_ends_the_search(
+    images: Path, trainings: Trainings, tmp_path: Path
+) -> None:
+    def diverge(name: str, epoch: int) -> None:
+        if name == failing:
+            raise RunFailed("the loss is not a number", 1)
+
+    trainings.during, failing = diverge, "trial-001"
+    search.main(words(images, tmp_path / "second", "--trials", "3"))
+    assert [row["state"] for row in rows(tmp_path / "second")] == ["complete", "fail", "complete"]
+    failing = "trial-000"
+    with pytest.raises(RunFailed):
+        search.main(words(images, tmp_path / "first", "--trials", "3"))
+
+
+def test_minutes_end_a_search_and_the_recipe_as_given_is_always_tried(
+    images: Path, trainings: Trainings, tmp_path: Path
+) -> None:
+    search.main(words(images, tmp_path, "--minutes", "1e-9"))
+    assert [row["trial"] for row in rows(tmp_path)] == ["0"]
+    assert "no other was better" in load_recipe(str(tmp_path / "best.yaml")).about
+
+
+def test_the_best_is_confirmed_by_other_seeds_on_images_that_have_chosen_nothing(
+    images: Path, trainings: Trainings, tmp_path: Path
+) -> None:
+    search.main(words(images, tmp_path, "--trials", "8", "--confirm", "2", "--pruner", "none"))
+    again = trainings.runs[8:]
+    assert [run.config.seed for run in again] == [1, 2, 1, 2]
+    assert all(run.config.val_data is None for run in again)
+    report = json.loads((tmp_path / "search.json").read_text())
+    assert report["confirmed"]["queries"] == "10 images of the data's validation split"
+    assert report["confirmed"]["figures"] == {
+        "0": [report["given"]] * 2, str(report["best_trial"]): [report["best"]] * 2,
+    }  # fmt: skip
+    assert "With 2 other seeds" in (tmp_path / "search.md").read_text()
+
+
+def test_another_search_in_the_folder_is_refused(images: Path, trainings: Trainings, tmp_path: Path) -> None:
+    search.main(words(images, tmp_path / "out", "--trials", "1"))
+    for more, named in ((["--seed", "1"], "--seed 0, not 1"), (["--recipe", "simclr"], "another --recipe")):
+        with pytest.raises(UserError, match=named):
+            search.main(words(images, tmp_path / "out", "--trials", "1", *more))
+    with search.alone(tmp_path / "out"), pytest.raises(UserError, match="a search is at work there"):
+        search.main(words(images, tmp_path / "out", "--trials", "1"))
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--trials", "0"], "--trials 0: this must be more than 0"),
+        (["--minutes", "-1"], "--minutes -1.0: this must be more than 0"),
+        (["--recipe", "moco-sifar"], "'moco-sifar' is not known"),
+        (["--add", "fog"], "--add 'fog' is not known: choose among horizontalflip"),
+        (["--pruner", "mean"], "--pruner 'mean' is not known: choose one of median"),
+        (["--subset", "50", "--held-out", "20"], "50 images to train on and 20 to hold out, but it has 60"),
+        (["--knn-every", "0"], "leave it out"),
+        (["--resume", "auto"], "goes on by the same command"),
+        (["--val-data", "shapes", "--held-out", "5"], "leave one of them out"),
+        (["--batch", "64"], "--batch 64 is larger than the data"),
+    ],
+)
+def test_what_cannot_work_is_said_in_one_line(images: Path, tmp_path: Path, more: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        search.main(words(images, tmp_path / "out", *more))
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_images_without_labels_are_refused(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="kNN, the score, needs labels"):
+        search.main(words(images / "train/cats", tmp_path / "out"))
+
+
+def test_optuna_is_asked_for(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(MissingExtra, match=r"\.\[search\]"):
+        search.main(words(images, tmp_path / "out"))
+
+
+# With trainings
+
+
+@pytest.mark.timeout(300)
+def test_two_real_trials(images: Path, tmp_path: Path) -> None:
+    small = ["--trials", "2", "--epochs", "2", "--width", "8", "--size", "16", "--workers", "1", "--add", "solarize"]
+    assert search.main(words(images, tmp_path / "out", *small)) == 0
+    assert [row["state"] for row in rows(tmp_path / "out")] == ["complete", "complete"]
+    assert all(0 <= float(row["knn"]) <= 100 and row["epochs"] == "2" for row in rows(tmp_path / "out"))
+    written = tmp_path / "out/trials/001"
+    assert load_recipe(str(written / "recipe.yaml")) == load_recipe(f"{written}.yaml", size=16)
+    assert load_recipe(str(tmp_path / "out/best.yaml")).name == "moco-cifar-searched"
