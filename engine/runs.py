@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from penstock.engine.checkpoint import load_checkpoint
 from penstock.engine.config import TrainConfig, flag, to_dict
 from penstock.engine.csv_log import read_csv
 from penstock.errors import UserError
@@ -30,6 +32,7 @@ from penstock.files import write_whole
 from penstock.machine import git_commit
 
 ENGINE = Path(__file__).resolve().parent
+DOWNSTREAM = "downstream"  # in a run's folder: not `evaluation`, where a user's own would take its place
 LAST_LINES = 12  # of what a failed run said
 PAUSE = 0.5  # seconds between two looks at a process
 OWN = ("out", "resume", "device", "workers")  # where and how a run is carried out, not what it is
@@ -52,7 +55,8 @@ class Evaluation:
     def words(self, folder: Path) -> list[str]:
         """What is typed behind engine/evaluate/run.py."""
         said = [word for name, value in self.settings.items() for word in (f"--{name}", str(value))]
-        return [str(folder / f"{self.checkpoint}.pt"), "--protocols", ",".join(self.protocols), *said]
+        place = [str(folder / f"{self.checkpoint}.pt"), "--out", str(folder / DOWNSTREAM)]
+        return [*place, "--protocols", ",".join(self.protocols), *said]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +79,7 @@ class Place:
 
     Attributes:
         workers: threads that load, and that compute on a CPU; None: as engine/train.py has it.
-        gpu: the one to use; None: as engine/train.py has it.
+        gpu: the number of the one to use, among those that are visible; None: as engine/train.py has it.
     """
 
     workers: int | None = None
@@ -85,12 +89,17 @@ class Place:
         return [] if self.workers is None else ["--workers", str(self.workers)]
 
     def environment(self) -> dict[str, str]:
-        threads = {} if self.workers is None else {"OMP_NUM_THREADS": str(self.workers)}
-        return {**os.environ, **threads} | ({} if self.gpu is None else {"CUDA_VISIBLE_DEVICES": str(self.gpu)})
+        environment = dict(os.environ)
+        if self.workers is not None:
+            environment["OMP_NUM_THREADS"] = str(self.workers)
+        if self.gpu is not None:
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[self.gpu] if visible else str(self.gpu)
+        return environment
 
 
 class RunFailed(UserError):
-    """A run's process left with an error, the exit code `code`; the message ends with what it said."""
+    """A run's process left with an error: exit code `code`, or a signal, negative. The message has what it said."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -98,7 +107,13 @@ class RunFailed(UserError):
 
 
 def carry_out(
-    run: Run, folder: Path, *, place: Place, stop: Event, watch: Callable[[int], None] = lambda epochs: None
+    run: Run,
+    folder: Path,
+    *,
+    place: Place,
+    stop: Event,
+    watch: Callable[[int], None] = lambda epochs: None,
+    waits: Callable[[], None] = lambda: None,
 ) -> bool:
     """Train and evaluate from where the run stands. Returns whether it is finished, which it is not after a stop.
 
@@ -106,6 +121,7 @@ def carry_out(
         folder: the run's own.
         stop: when set, the training is asked to save and to leave after its step.
         watch: told twice a second how many epochs are over.
+        waits: called once where somebody else is at the run, who is waited for.
 
     Raises:
         UserError: another run lies in the folder.
@@ -113,12 +129,16 @@ def carry_out(
     """
     check_same(run, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder, stop) as lock:
+
+    def look() -> None:
+        watch(epochs_done(folder))
+
+    with _locked(folder, stop, look, waits) as lock:
         if stop.is_set() or is_finished(folder):
             return is_finished(folder)
         _note(run, folder, finished=False)
         for words in _commands(run, folder, place):
-            if not _process(words, folder, place, lock, stop, lambda: watch(epochs_done(folder))):
+            if stop.is_set() or not _process(words, folder, place, lock, stop, look):
                 return False
         _note(run, folder, finished=True)
     return True
@@ -126,12 +146,18 @@ def carry_out(
 
 def _commands(run: Run, folder: Path, place: Place) -> Iterator[list[str]]:
     """What is left to do, each when the one before is done."""
-    if epochs_done(folder) < (run.config.epochs or 0):
-        begun = (folder / "last.pt").exists()  # goes on with all that it began with
-        what = ["--resume", str(folder / "last.pt")] if begun else [*words_of(run.config), "--out", str(folder)]
+    last = folder / "last.pt"
+    if not _is_trained(run, folder):  # a checkpoint goes on with all that it began with
+        what = ["--resume", str(last)] if last.exists() else [*words_of(run.config), "--out", str(folder)]
         yield [str(ENGINE / "train.py"), *what, *place.words()]
     if run.evaluation is not None:
         yield [str(ENGINE / "evaluate/run.py"), *run.evaluation.words(folder), *place.words()]
+
+
+def _is_trained(run: Run, folder: Path) -> bool:
+    """By the checkpoint, which is written a moment after the log's last line: a kill can come between."""
+    epochs, last = run.config.epochs or 0, folder / "last.pt"
+    return epochs_done(folder) >= epochs and last.exists() and load_checkpoint(last)["position"]["epoch"] >= epochs
 
 
 def _process(words: list[str], folder: Path, place: Place, lock: int, stop: Event, watch: Callable[[], None]) -> bool:
@@ -141,25 +167,40 @@ def _process(words: list[str], folder: Path, place: Place, lock: int, stop: Even
             [sys.executable, *words], start_new_session=True, pass_fds=(lock,),
             stdout=output, stderr=subprocess.STDOUT, env=place.environment(),
         )  # fmt: skip
-    while process.poll() is None:
-        watch()
-        if stop.wait(PAUSE):
+    try:
+        while process.poll() is None and not stop.wait(PAUSE):
+            watch()
+    finally:
+        if process.poll() is None:
             process.terminate()  # once: it saves after its step; asked twice, it would leave without
             process.wait()
     watch()
     if process.returncode and not stop.is_set():
-        said = "\n".join((folder / "output.txt").read_text().strip().splitlines()[-LAST_LINES:])
-        message = f"{folder}: the run ended with code {process.returncode} ({folder / 'output.txt'}):\n{said}"
-        raise RunFailed(message, process.returncode)
+        raise RunFailed(_failure(folder, process.returncode), process.returncode)
     return process.returncode == 0
 
 
+def _failure(folder: Path, code: int) -> str:
+    """The one line that our commands leave with, else how the process ended, and the last that it said."""
+    lines = (folder / "output.txt").read_text(errors="replace").strip().splitlines()
+    if code > 0 and lines and lines[-1].startswith("penstock: "):
+        return f"{folder}: {lines[-1].removeprefix('penstock: ')}"
+    number = -code if code < 0 else code - 128  # a shell, and our commands, add 128
+    how = signal.Signals(number).name if number in set(signal.Signals) else f"code {code}"
+    return "\n".join([f"{folder}: the run ended with {how}; {folder / 'output.txt'} has:", *lines[-LAST_LINES:]])
+
+
 @contextmanager
-def _locked(folder: Path, stop: Event) -> Iterator[int]:
-    """Hold the folder's lock, which the run's processes inherit: it is free when the last of them is gone."""
+def _locked(folder: Path, stop: Event, watch: Callable[[], None], waits: Callable[[], None]) -> Iterator[int]:
+    """Hold the folder's lock, which the run's processes inherit: it is free when the last of them is gone.
+
+    Without it after a stop.
+    """
     with (folder / "lock").open("w") as file:
-        while not _lock(file.fileno()) and not stop.wait(PAUSE):
-            """An earlier one's process is still at it."""
+        if not _lock(file.fileno()):
+            waits()
+            while not stop.wait(PAUSE) and not _lock(file.fileno()):
+                watch()
         yield file.fileno()
 
 
@@ -171,6 +212,14 @@ def _lock(file: int) -> bool:
     return True
 
 
+def is_at_work(folder: Path) -> bool:
+    """Whether somebody holds the folder's lock."""
+    if not (folder / "lock").exists():
+        return False
+    with (folder / "lock").open("w") as file:
+        return not _lock(file.fileno())
+
+
 def words_of(config: TrainConfig) -> list[str]:
     """What is typed behind engine/train.py for these settings."""
     words: list[str] = []
@@ -178,7 +227,7 @@ def words_of(config: TrainConfig) -> list[str]:
         value, name = getattr(config, setting.name), setting.name
         if value == setting.default or value is None:
             continue
-        if isinstance(value, bool):
+        if isinstance(setting.default, bool):  # with a default of None, True and False are typed
             words.append(flag(name if value else f"no_{name}"))
         else:
             words += [flag(name), *map(str, value if isinstance(value, tuple) else (value,))]

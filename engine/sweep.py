@@ -17,42 +17,34 @@ from pathlib import Path
 if __name__ == "__main__":  # run by path: see the package, not this folder (whose names would shadow others)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import dataclasses
 import shlex
-import signal
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
-from queue import SimpleQueue
-from threading import Event, Lock
+from functools import cached_property
 from typing import Any
 
-import torch
 import tyro
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import Progress, TaskID
 from rich.table import Table as RichTable
 from tyro.conf import DisallowNone, Positional
 
 from penstock.augment import load_recipe
-from penstock.engine.config import TrainConfig
+from penstock.engine.data import labelled_images
 from penstock.engine.defaults import check_choices, complete
-from penstock.engine.evaluate.data import labelled, open_validation
-from penstock.engine.runs import Place, Run, RunFailed, carry_out, check_same, epochs_done, is_finished, words_of
+from penstock.engine.evaluate import run as evaluation
+from penstock.engine.in_turn import InTurn
+from penstock.engine.runs import Run, check_same, epochs_done, is_finished, words_of
+from penstock.engine.slurm import submit
 from penstock.engine.systems import TABLES
-from penstock.engine.systems.plan import Cell, Cut, plan
+from penstock.engine.systems.plan import Cut, fitting, plan
 from penstock.engine.systems.results import gather, header, rich_table, write_table
 from penstock.engine.systems.table import Table
 from penstock.errors import UserError, run_command
 from penstock.loaders import Source, open_source
-from penstock.loaders.threads import available_cpus
 from penstock.machine import describe_machine, git_commit, machine_line, versions
 
-REFUSED = 2  # the exit code of a command that was given what cannot work
+STOPPED = 130  # the exit code after Ctrl-C or SIGTERM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +54,14 @@ class Config(Cut):
     seeds: int | None = None
     """Runs of each, with seeds 0, 1, …; default: as published."""
     only: tuple[str, ...] = ()
-    """Only runs with such names: "moco-*" (in quotes)."""
+    """Only runs with such names, without their seeds: "moco-*" (in quotes)."""
     dry_run: bool = False
     """Print the commands of the runs, and what is left to do."""
     jobs: int = 1
     """Runs at a time; each has its share of the CPUs, and a GPU of its own where there are several."""
+    slurm: str | None = None
+    """Hand the runs that are left to Slurm, a job for each, and leave: "partition=gpu gpus_per_node=1 cpus_per_task=16
+    timeout_min=600", by submitit's names. Type the same again to see how far they are, and to submit what failed."""
     out: Path | None = None
     """Folder of the runs and the table; default: runs/TABLE."""
 
@@ -76,19 +71,21 @@ class Sweep:
 
     Attributes:
         cells: entries with their runs.
-        source: what they train on.
         runs: each once, in the table's order.
-        failed: what runs left with an error said.
     """
 
     def __init__(self, config: Config, table: Table) -> None:
-        self.config, self.table = config, table
-        self.out = config.out or Path("runs") / table.name
+        self.table, self.out = table, config.out or Path("runs") / table.name
         self.cells = plan(table, config, seeds=config.seeds or table.seeds, only=config.only)
-        self.source = open_training(self.cells[0].runs[0].config)
-        self.cells = [fitting(cell, config, len(self.source)) for cell in self.cells]
+        if config.subset or config.data:
+            self.cells = fitting(self.cells, len(self.source))
         self.runs = list({run.name: run for cell in self.cells for run in cell.runs}.values())
-        self.failed: dict[str, str] = {}
+
+    @cached_property
+    def source(self) -> Source:
+        """What they train on."""
+        config = self.cells[0].runs[0].config
+        return open_source(config.data, config.split, class_list=config.class_list, limit=config.subset)
 
     def folder(self, name: str) -> Path:
         return self.out / "runs" / name
@@ -98,17 +95,23 @@ class Sweep:
         for run in self.runs:
             check_same(run, self.folder(run.name))
             check_choices(run.config)
-            completed = complete(run.config, source=self.source.name, length=len(self.source), world=1)
-            load_recipe(completed.recipe, size=completed.size)
-        check_evaluated(self.runs[0].config)
+            config = complete(run.config, source=self.source.name, length=len(self.source), world=1)
+            load_recipe(config.recipe, size=config.size)
+            if run.evaluation is not None:
+                evaluation.check(evaluation.parse(run.evaluation.words(self.folder(run.name))))
+        if labelled_images(config, self.source) is None:
+            raise UserError(
+                f"--data {config.data}: the table needs labels and a validation split, and these have none: choose"
+                " other data, or name labelled images of the same classes with --val-data"
+            )
 
-    def write(self, command: list[str]) -> dict[str, Any]:
+    def write(self, command: str) -> dict[str, Any]:
         """Write the table as far as it is known; returns it."""
         name = self.source.name.rpartition("-")[0] or self.source.name
         report = gather(self.table, self.cells, self.folder, data=name, images=len(self.source))
         about = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": shlex.join(["python", "engine/sweep.py", *command]),
+            "command": command,
             "commit": git_commit(),
             "machine": describe_machine(),
             "versions": versions(),
@@ -116,93 +119,18 @@ class Sweep:
         write_table(report, about, self.out)
         return report
 
+    def commands(self) -> str:
+        """The command of every run, behind what is left of it."""
+        return "\n".join(self._commands(run) for run in self.runs)
 
-def open_training(config: TrainConfig) -> Source:
-    return open_source(config.data, config.split, class_list=config.class_list, limit=config.subset)
-
-
-def fitting(cell: Cell, cut: Cut, length: int) -> Cell:
-    """With a queue of the default length, an eighth of the data, where these were changed and the published has more."""
-    if cut.subset is None and cut.data is None:
-        return cell
-
-    def fitted(run: Run) -> Run:
-        longer = run.config.queue == cell.entry.settings.get("queue") and (run.config.queue or 0) > length // 8
-        return dataclasses.replace(run, config=dataclasses.replace(run.config, queue=None)) if longer else run
-
-    return dataclasses.replace(cell, runs=tuple(map(fitted, cell.runs)))
-
-
-def check_evaluated(config: TrainConfig) -> None:
-    """Refuse data without labels: the runs would end without what the table is about."""
-    bank = labelled(open_training(config))
-    if not len(bank) or open_validation(config.data, val_data=config.val_data, class_list=config.class_list) is None:
-        raise UserError(
-            f"--data {config.data}: the table needs labels and a validation split, and these have none: choose other"
-            " data, or name labelled images of the same classes with --val-data"
-        )
-
-
-class InTurn:
-    """Carries out a sweep's runs on this machine, `jobs` at a time.
-
-    Attributes:
-        stop: when set, runs save and leave after their step, and no other begins.
-        report: called whenever a run is finished.
-    """
-
-    def __init__(self, sweep: Sweep, console: Console, report: Callable[[], object]) -> None:
-        self.sweep, self.console, self.report = sweep, console, report
-        self.stop, self.places, self.lock = Event(), _places(sweep.config.jobs), Lock()
-        self.progress = Progress(console=console)
-        self.shown: dict[TaskID, int] = {}  # epochs, on the runs' bars
-
-    def carry_out(self) -> bool:
-        """All runs that are not finished yet. Returns False where it was stopped."""
-        with self.progress, ThreadPoolExecutor(self.sweep.config.jobs) as pool:
-            total = sum(run.config.epochs or 0 for run in self.sweep.runs)
-            self.overall = self.progress.add_task(f"{len(self.sweep.runs)} runs, epochs", total=total)
-            try:
-                for future in [pool.submit(self._one, run) for run in self.sweep.runs]:
-                    future.result()
-            except BaseException:
-                self.stop.set()
-                raise
-        return not self.stop.is_set()
-
-    def _one(self, run: Run) -> None:
-        folder, began = self.sweep.folder(run.name), time.perf_counter()
-        if self.stop.is_set() or is_finished(folder):
-            self.progress.advance(self.overall, run.config.epochs or 0)
-            return
-        place, bar = self.places.get(), self.progress.add_task(run.name, total=run.config.epochs)
-        try:
-            if carry_out(run, folder, place=place, stop=self.stop, watch=partial(self._show, bar)):
-                self.console.print(f"{run.name}: finished, {(time.perf_counter() - began) / 60:.1f} min")
-                with self.lock:
-                    self.report()
-        except RunFailed as error:
-            self.sweep.failed[run.name] = str(error)
-            self.console.print(f"{run.name}: failed ({folder / 'output.txt'})")
-            if error.code == REFUSED:  # as the others would be
-                self.stop.set()
-        finally:
-            self.progress.remove_task(bar)
-            self.places.put(place)
-
-    def _show(self, bar: TaskID, epochs: int) -> None:
-        self.progress.advance(self.overall, epochs - self.shown.get(bar, 0))
-        self.progress.update(bar, completed=epochs)
-        self.shown[bar] = epochs
-
-
-def _places(jobs: int) -> SimpleQueue[Place]:
-    places: SimpleQueue[Place] = SimpleQueue()
-    gpus = torch.cuda.device_count()
-    for number in range(jobs):
-        workers = max(1, available_cpus() // jobs) if jobs > 1 else None
-        places.put(Place(workers=workers, gpu=number % gpus if gpus > 1 else None))
-    return places
+    def _commands(self, run: Run) -> str:
+        folder = self.folder(run.name)
+        left = "finished" if is_finished(folder) else f"{epochs_done(folder)} of {run.config.epochs} epochs"
+        words = ["python", "engine/train.py", *words_of(run.config), "--out", str(folder)]
+        lines = [f"# {run.name}: {left}", shlex.join(words)]
+        if run.evaluation is not None:
+            lines.append(shlex.join(["python", "engine/evaluate/run.py", *run.evaluation.words(folder)]))
+        return "\n".join(lines)
 
 
 def listing() -> RichTable:
@@ -221,17 +149,14 @@ def listing() -> RichTable:
     return shown
 
 
-def commands(sweep: Sweep) -> str:
-    """The command of every run, behind what is left of it."""
-    lines = []
-    for run in sweep.runs:
-        folder = sweep.folder(run.name)
-        left = "finished" if is_finished(folder) else f"{epochs_done(folder)} of {run.config.epochs} epochs"
-        words = ["python", "engine/train.py", *words_of(run.config), "--out", str(folder)]
-        lines.append(f"# {run.name}: {left}\n{shlex.join(words)}")
-        if run.evaluation is not None:
-            lines.append(shlex.join(["python", "engine/evaluate/run.py", *run.evaluation.words(folder)]))
-    return "\n".join(lines)
+def check(config: Config) -> Table:
+    """The table. Raises UserError where there is none, and for numbers that cannot be."""
+    if config.table not in TABLES:
+        raise UserError(f"there is no table {config.table!r}; there are {', '.join(TABLES)}")
+    for name in ("seeds", "jobs", "epochs", "subset", "batch"):
+        if (value := getattr(config, name)) is not None and value < 1:
+            raise UserError(f"--{name} {value}: it takes at least 1")
+    return TABLES[config.table]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -240,29 +165,41 @@ def main(arguments: list[str] | None = None) -> int:
     if config.table is None:
         console.print(listing())
         return 0
-    if config.table not in TABLES:
-        raise UserError(f"there is no table {config.table!r}; there are {', '.join(TABLES)}")
-    for name in ("seeds", "jobs", "epochs", "subset"):
-        if (value := getattr(config, name)) is not None and value < 1:
-            raise UserError(f"--{name} {value}: it takes at least 1")
-    sweep = Sweep(config, TABLES[config.table])
-    sweep.check()
+    sweep = Sweep(config, check(config))
     if config.dry_run:
-        print(commands(sweep))
+        print(sweep.commands())
         return 0
-    typed = sys.argv[1:] if arguments is None else arguments
-    finished = InTurn(sweep, console, lambda: sweep.write(typed)).carry_out()
-    report = sweep.write(typed)
-    console.print(rich_table(report))
-    console.print(f"{header(report)}\n{machine_line(describe_machine())}\n{sweep.out / 'table.md'}", soft_wrap=True)
-    for said in sweep.failed.values():
+    sweep.check()
+    command = shlex.join(["python", "engine/sweep.py", *(sys.argv[1:] if arguments is None else arguments)])
+    if config.slurm is not None:
+        for name, said in submit(sweep.runs, sweep.folder, config.slurm, sweep.out / "slurm").items():
+            console.print(f"{name}: {said}", soft_wrap=True)
+        show(sweep, sweep.write(command), console)
+        return 0
+    return carry_out(sweep, config.jobs, command, console)
+
+
+def carry_out(sweep: Sweep, jobs: int, command: str, console: Console) -> int:
+    """On this machine. Returns the exit code."""
+    turn = InTurn(sweep.runs, sweep.folder, jobs=jobs, console=console, finished=lambda: sweep.write(command))
+    if not turn.carry_out():
+        print(f"penstock: stopped; go on with: {command}", file=sys.stderr)
+        return STOPPED
+    show(sweep, sweep.write(command), console)
+    for said in turn.failed.values():
         print(f"penstock: {said}", file=sys.stderr)
-    if sweep.failed:
-        print(f"penstock: {len(sweep.failed)} of {len(sweep.runs)} runs failed; started again, they are tried again",
+    if turn.failed:
+        print(f"penstock: {len(turn.failed)} of {len(sweep.runs)} runs failed; try them again with: {command}",
               file=sys.stderr)  # fmt: skip
-    return 0 if finished and not sweep.failed else 1
+    return 1 if turn.failed else 0
+
+
+def show(sweep: Sweep, report: dict[str, Any], console: Console) -> None:
+    console.print(f"\n{report['title']}\n{header(report)}\n{report['measure']}\n")
+    console.print(rich_table(report))
+    console.print(f"\n{machine_line(describe_machine())}")
+    console.print(str(sweep.out / "table.md"), soft_wrap=True)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the runs, too
     run_command(main)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,11 +13,13 @@ import tyro
 from tyro.conf import DisallowNone
 
 from penstock.engine.backbones import takes_width
-from penstock.engine.config import TrainConfig
+from penstock.engine.config import TrainConfig, flag
 from penstock.engine.evaluate.classifier_config import PROTOCOLS as CLASSIFIERS
 from penstock.engine.runs import Evaluation, Run
 from penstock.engine.systems.table import Entry, Table
 from penstock.errors import UserError
+
+Ratios = Mapping[str, float]  # of a cut setting to the published one, by its name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,8 @@ class Cut:
     size: int | None = None
     """Side of the views in pixels."""
     batch: int | None = None
-    """Images in a step; SGD's learning rates change in proportion."""
+    """Images in a step of the runs whose batch is the smallest; larger ones, and SGD's learning rates, in the same
+    ratio."""
     arch: str | None = None
     """Another network."""
     stem: str | None = None
@@ -67,45 +70,61 @@ def plan(table: Table, cut: Cut, *, seeds: int, only: Sequence[str] = ()) -> lis
         only: patterns, one of which the names of the runs must match; none: all runs.
 
     Raises:
-        UserError: a pattern that no run matches.
+        UserError: a pattern that no run matches, or settings that cannot be given.
     """
-    ratio = 1.0 if cut.epochs is None else cut.epochs / min(entry.settings["epochs"] for entry in table.entries)
-    names = {entry.run for entry in table.entries}
+    ratios = {
+        name: value / min(entry.settings[name] for entry in table.entries)
+        for name, value in (("epochs", cut.epochs), ("batch", cut.batch))
+        if value is not None
+    }
+    entries = _chosen(table, only)
+    if cut.evaluate and not any(entry.evaluation for entry in entries):
+        raise UserError(f"--evaluate {cut.evaluate!r}: {table.name} is of figures that training logs: leave it out")
+    return [Cell(entry=entry, runs=tuple(_run(entry, cut, ratios, seed) for seed in range(seeds))) for entry in entries]
+
+
+def _chosen(table: Table, only: Sequence[str]) -> list[Entry]:
+    names = list(dict.fromkeys(entry.run for entry in table.entries))
     for pattern in only:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise UserError(f"--only {pattern!r}: no run of {table.name} is called so; there are {', '.join(names)}")
-    return [
-        Cell(entry=entry, runs=tuple(_run(entry, cut, ratio, seed) for seed in range(seeds)))
-        for entry in table.entries
-        if not only or any(fnmatchcase(entry.run, pattern) for pattern in only)
-    ]
+    return [e for e in table.entries if not only or any(fnmatchcase(e.run, pattern) for pattern in only)]
 
 
-def _run(entry: Entry, cut: Cut, ratio: float, seed: int) -> Run:
-    config = replace(_shortened(entry, cut, ratio), seed=seed)
-    evaluation = entry.evaluation and _evaluation(entry.evaluation, cut, ratio)
+def _run(entry: Entry, cut: Cut, ratios: Ratios, seed: int) -> Run:
+    config = replace(_shortened(entry, cut, ratios), seed=seed)
+    evaluation = entry.evaluation and _evaluation(entry.evaluation, cut, ratios.get("epochs", 1.0))
     return Run(name=f"{entry.run}-seed{seed}", config=config, evaluation=evaluation)
 
 
-def _shortened(entry: Entry, cut: Cut, ratio: float) -> TrainConfig:
+def _shortened(entry: Entry, cut: Cut, ratios: Ratios) -> TrainConfig:
     """The published settings with what the user changes, and with what follows from that."""
     published = TrainConfig(**entry.settings)
     changed: dict[str, Any] = {
         field.name: getattr(cut, field.name)
         for field in fields(Cut)
-        if field.name not in ("epochs", "train", "evaluate") and getattr(cut, field.name) is not None
+        if field.name not in ("epochs", "batch", "train", "evaluate") and getattr(cut, field.name) is not None
     }
+    changed |= {name: max(1, round(ratio * entry.settings[name])) for name, ratio in ratios.items()}
     if cut.width is not None and published.width is not None:
         hidden = {name: getattr(published, name) for name in ("hidden", "predictor")}
         changed |= {name: max(1, value * cut.width // published.width) for name, value in hidden.items() if value}
-    config = replace(published, **changed, epochs=max(1, round(ratio * entry.settings["epochs"])))
-    words = shlex.split(cut.train)
-    config = tyro.cli(TrainConfig, args=words, config=(DisallowNone,), default=config, prog="--train")
+    config = _told(replace(published, **changed), cut.train)
     if not takes_width(config.arch):
         config = replace(config, width=None, stem=None)
     if config.lr == published.lr:
         config = replace(config, **_learning_rate(published, config))
     return config
+
+
+def _told(config: TrainConfig, train: str) -> TrainConfig:
+    """The settings with those of --train."""
+    words = shlex.split(train)
+    told = tyro.cli(TrainConfig, args=words, config=(DisallowNone,), default=config, prog="--train")
+    for name in ("epochs", "seed", "out", "resume"):
+        if getattr(told, name) != getattr(config, name):
+            raise UserError(f"--train {train!r}: {flag(name)} is what the sweep gives each of its runs: leave it out")
+    return told
 
 
 def _learning_rate(published: TrainConfig, config: TrainConfig) -> dict[str, Any]:
@@ -126,7 +145,8 @@ def _evaluation(published: Evaluation, cut: Cut, ratio: float) -> Evaluation:
     words = shlex.split(cut.evaluate)
     if len(words) % 2 or any(not word.startswith("--") for word in words[::2]):
         raise UserError(f"--evaluate {cut.evaluate!r}: type pairs, as in --evaluate='--probe-augmented.epochs 20'")
-    return replace(published, settings=settings | dict(zip((w[2:] for w in words[::2]), words[1::2], strict=True)))
+    told = {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
+    return replace(published, settings=settings | told)
 
 
 def _classifiers(evaluation: Evaluation) -> Iterator[tuple[str, int]]:
@@ -136,17 +156,33 @@ def _classifiers(evaluation: Evaluation) -> Iterator[tuple[str, int]]:
             yield name, CLASSIFIERS[evaluation.settings.get(f"{name}-as", default)].epochs
 
 
+def fitting(cells: Sequence[Cell], length: int) -> list[Cell]:
+    """With a queue of the default length where the published one is too long for so many images."""
+
+    def fitted(run: Run, queue: int | None) -> Run:
+        longer = queue is not None and queue == run.config.queue and queue > length // 8
+        return replace(run, config=replace(run.config, queue=None)) if longer else run
+
+    return [
+        replace(cell, runs=tuple(fitted(run, cell.entry.settings.get("queue")) for run in cell.runs)) for cell in cells
+    ]
+
+
 def differences(cells: Sequence[Cell]) -> dict[str, str]:
     """In which settings the runs differ from what was published: {"batch": "128 for 512"}."""
     changed: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
     for cell in cells:
         config = cell.runs[0].config
         for name, was in vars(TrainConfig(**cell.entry.settings)).items():
-            if (now := getattr(config, name)) != was and name not in ("epochs", "subset", "seed"):
+            now = getattr(config, name)
+            if _shown(now) != _shown(was) and name not in ("epochs", "subset", "seed"):
                 own, published = changed.setdefault(name, ({}, {}))  # in order, each value once
                 own[_shown(now)], published[_shown(was)] = None, None
     return {name: f"{'/'.join(own)} for {'/'.join(published)}" for name, (own, published) in changed.items()}
 
 
 def _shown(value: Any) -> str:
-    return "the default" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    """A setting's value; of NAME:FOLDER the name."""
+    return (
+        "the default" if value is None else f"{value:g}" if isinstance(value, float) else str(value).partition(":")[0]
+    )

@@ -143,8 +143,9 @@ def rich_table(report: Report) -> RichTable:
         shown.add_column(*([column] if number < width else [f"{column}\n[dim]published[/]"]),
                          justify="left" if number < width else "right")  # fmt: skip
     for row in rows:
-        figures = zip(row[width::2], row[width + 1 :: 2], strict=True)
-        shown.add_row(*row[:width], *(f"{measured}\n[dim]{published}[/]" for measured, published in figures))
+        figures = [figure.replace(" ± ", "±") for figure in row[width:]]
+        pairs = zip(figures[::2], figures[1::2], strict=True)
+        shown.add_row(*row[:width], *(f"{measured}\n[dim]{published}[/]" for measured, published in pairs))
     return shown
 
 
@@ -166,7 +167,7 @@ def draw(report: Report, path: Path) -> None:
     axes.set_xticks(range(len(places)), places, fontsize=8)
     axes.set_xlim(-0.6, len(places) - 0.4)
     _label_axes(figure, axes, report)
-    _add_legend(axes, columns if 1 < len(columns) and len(rows) > 1 else [])
+    _add_legend(axes, columns if len(columns) > 1 and len(rows) > 1 else [])
     figure.savefig(path)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.engine.csv_log import read_csv
-from penstock.engine.runs import Evaluation
+from penstock.engine.runs import DOWNSTREAM, Evaluation
 
 Settings = Mapping[str, Any]  # of TrainConfig, by the names of its fields
 Score = Callable[[Path], float | None]  # a run's figure, from its folder; None: not there yet
@@ -101,7 +101,7 @@ def evaluated(protocol: str, measure: str = "top1", *, part: str = "validation",
     """A figure that engine/evaluate/run.py found, on `validation` or `train` images: of the last epoch, or the best."""
 
     def score(folder: Path) -> float | None:
-        path = folder / "evaluation/results.json"
+        path = folder / DOWNSTREAM / "results.json"
         outcome = json.loads(path.read_text())["figures"]["trained"].get(protocol) if path.exists() else None
         if outcome is None:
             return None
