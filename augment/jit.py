@@ -23,17 +23,18 @@ WAYS_IN = (b"njit", b"emitted")  # what a file outside of `augment` must mention
 
 @cache
 def cache_folder() -> str:
-    """Where compiled code is kept: `NUMBA_CACHE_DIR` if set, else a folder of ours keyed by the sources."""
+    """Where compiled code is kept: `NUMBA_CACHE_DIR` if set, else a folder of ours keyed by the sources.
+
+    And by where they lie, as numba has it: what is in the folder is this clone's, which `compile_views` asks for.
+    """
     if "NUMBA_CACHE_DIR" in os.environ:
         return os.environ["NUMBA_CACHE_DIR"]
-    key = hashlib.sha256(b"".join(_sources())).hexdigest()[:16]
+    key = hashlib.sha256(b"".join([str(ROOT).encode(), *_sources()])).hexdigest()[:16]
     home = Path(os.environ.get("PENSTOCK_CACHE") or Path.home() / ".cache" / "penstock")
     folder = home / f"numba-{key}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except (
-        OSError
-    ):  # a read-only home: compile for this process alone. numba unpickles what it finds, so no shared name
+    except OSError:  # a read-only home: for this process alone. numba unpickles what it finds, so no shared name
         return tempfile.mkdtemp(prefix="penstock-")
     return str(folder)
 

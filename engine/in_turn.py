@@ -23,6 +23,7 @@ from penstock.engine.signals import Interrupts
 from penstock.loaders.threads import available_cpus
 
 REFUSED = 2  # the exit code of a command that was given what cannot work
+STOPPED = 130  # and of those whose runs were asked to stop, by Ctrl-C or SIGTERM
 
 
 class InTurn:
@@ -54,7 +55,7 @@ class InTurn:
         self.progress = Progress(console=console, disable=not console.is_terminal)
 
     def carry_out(self) -> bool:
-        """All runs that are not finished yet. Returns False where it was stopped.
+        """All runs that are not finished yet. Returns False where it was stopped before the last of them was over.
 
         Raises:
             RunFailed: a run was refused, as the others would be; they are stopped. Other failures are in `failed`.
@@ -77,7 +78,7 @@ class InTurn:
             except BaseException:
                 self.stop.set()
                 raise
-        return not interrupts.received
+        return all(run.name in self.failed or is_finished(self.folder(run.name)) for run in left)
 
     def _add_bar(self, left: Sequence[Run]) -> None:
         """Of all epochs."""

@@ -248,9 +248,9 @@ def check_same(run: Run, folder: Path) -> None:
         if (folder / "epochs.csv").exists():
             raise UserError(f"{folder}: a run lies there that was not begun from here: choose another --out")
         return
-    was, now = read_run(folder), identity(run)
+    was, now, default = read_run(folder), identity(run), to_dict(TrainConfig())
     for name in sorted(was["settings"].keys() | now["settings"].keys()):
-        before, asked = was["settings"].get(name), now["settings"].get(name)
+        before, asked = (settings.get(name, default.get(name)) for settings in (was["settings"], now["settings"]))
         if before != asked:
             raise UserError(
                 f"{folder}: this run was begun with {flag(name)} {before}, not {asked}: choose another --out, or delete"

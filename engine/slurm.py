@@ -27,6 +27,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from penstock.engine.runs import PAUSE, Place, Run, carry_out, is_at_work, is_finished
+from penstock.engine.systems.plan import split_words
 from penstock.errors import MissingExtra, UserError
 from penstock.files import write_whole
 
@@ -135,10 +136,14 @@ def _submit(executor: AutoExecutor, run: Run, folder: Path, settings: str) -> st
 
 
 def _is_queued(executor: AutoExecutor, job: str | None, out: Path) -> bool:
-    """Whether Slurm still has the job, as far as its accounting knows."""
+    """Whether Slurm still has the job. One that its accounting has forgotten is gone: submitted twice, a run is carried
+    out once, for its lock."""
     from submitit import SlurmJob
 
-    return executor.cluster == "slurm" and job is not None and not SlurmJob(out / "%j", job).done()
+    if executor.cluster != "slurm" or job is None:
+        return False
+    known: SlurmJob[bool] = SlurmJob(out / "%j", job)
+    return not known.done() and known.state != "UNKNOWN"
 
 
 def _executor(settings: str, out: Path) -> AutoExecutor:
@@ -160,7 +165,7 @@ def _executor(settings: str, out: Path) -> AutoExecutor:
 
 def parse(settings: str) -> dict[str, Any]:
     """`partition=gpu timeout_min=600` as {"partition": "gpu", "timeout_min": 600}."""
-    words = [word.partition("=") for word in shlex.split(settings)]
+    words = [word.partition("=") for word in split_words("--slurm", settings)]
     for name, equals, value in words:
         if not (name and equals and value):
             raise UserError(f"--slurm {settings!r}: type NAME=VALUE, as in 'partition=gpu timeout_min=600'")

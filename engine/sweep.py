@@ -17,6 +17,7 @@ from pathlib import Path
 if __name__ == "__main__":  # run by path: see the package, not this folder (whose names would shadow others)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import json
 import shlex
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,7 +34,7 @@ from penstock.augment import load_recipe
 from penstock.engine.data import labelled_images
 from penstock.engine.defaults import check_choices, complete
 from penstock.engine.evaluate import run as evaluation
-from penstock.engine.in_turn import InTurn
+from penstock.engine.in_turn import STOPPED, InTurn
 from penstock.engine.runs import Run, check_same, epochs_done, is_finished, words_of
 from penstock.engine.slurm import submit
 from penstock.engine.systems import TABLES
@@ -44,8 +45,6 @@ from penstock.errors import UserError, run_command
 from penstock.loaders import Source, open_source
 from penstock.machine import describe_machine, git_commit, machine_line, versions
 
-STOPPED = 130  # the exit code after Ctrl-C or SIGTERM
-
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Cut):
@@ -54,7 +53,8 @@ class Config(Cut):
     seeds: int | None = None
     """Runs of each, with seeds 0, 1, …; default: as published."""
     only: tuple[str, ...] = ()
-    """Only runs with such names, without their seeds: "moco-*" (in quotes)."""
+    """Only runs with such names, without their seeds: "moco-*" (in quotes). The table then has only these, until the
+    same is typed without --only."""
     dry_run: bool = False
     """Print the commands of the runs, and what is left to do."""
     jobs: int = 1
@@ -77,7 +77,8 @@ class Sweep:
     def __init__(self, config: Config, table: Table) -> None:
         self.table, self.out = table, config.out or Path("runs") / table.name
         self.cells = plan(table, config, seeds=config.seeds or table.seeds, only=config.only)
-        if config.subset or config.data:
+        elsewhere = (config.data or "").partition(":")[0] not in ("", self.cells[0].entry.settings["data"])
+        if config.subset or elsewhere:
             self.cells = fitting(self.cells, len(self.source))
         self.runs = list({run.name: run for cell in self.cells for run in cell.runs}.values())
 
@@ -90,15 +91,35 @@ class Sweep:
     def folder(self, name: str) -> Path:
         return self.out / "runs" / name
 
-    def check(self) -> None:
-        """Raises UserError for what a run would refuse, and where other runs lie in the folder."""
+    def check(self, *, images: bool = True) -> None:
+        """Raises UserError for what a run would refuse, and where another table or other runs lie in the folder.
+
+        Args:
+            images: whether to look at what it trains on, too, which may have to be downloaded for that.
+        """
+        path = self.out / "table.json"
+        if path.exists() and (there := json.loads(path.read_text())["table"]) != self.table.name:
+            raise UserError(f"--out {self.out}: the table {there} lies there: choose another --out")
         for run in self.runs:
             check_same(run, self.folder(run.name))
             check_choices(run.config)
-            config = complete(run.config, source=self.source.name, length=len(self.source), world=1)
-            load_recipe(config.recipe, size=config.size)
             if run.evaluation is not None:
                 evaluation.check(evaluation.parse(run.evaluation.words(self.folder(run.name))))
+        if images:
+            self._check_images()
+
+    def _check_images(self) -> None:
+        for run in self.runs:
+            try:
+                config = complete(run.config, source=self.source.name, length=len(self.source), world=1)
+                load_recipe(config.recipe, size=config.size)
+            except UserError as error:
+                raise UserError(f'{run.name}: {error}; what has no flag here is typed as --train="…"') from None
+        if self.table.classes and len(self.source.classes) > self.table.classes:
+            raise UserError(
+                f"--data {config.data}: has {len(self.source.classes)} classes, and {self.table.name} is of"
+                f" {self.table.classes}: name them with --class-list"
+            )
         if labelled_images(config, self.source) is None:
             raise UserError(
                 f"--data {config.data}: the table needs labels and a validation split, and these have none: choose"
@@ -107,7 +128,7 @@ class Sweep:
 
     def write(self, command: str) -> dict[str, Any]:
         """Write the table as far as it is known; returns it."""
-        name = self.source.name.rpartition("-")[0] or self.source.name
+        name = self.source.name.removesuffix(f"-{self.cells[0].runs[0].config.split}")
         report = gather(self.table, self.cells, self.folder, data=name, images=len(self.source))
         about = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -116,6 +137,7 @@ class Sweep:
             "machine": describe_machine(),
             "versions": versions(),
         }
+        self.out.mkdir(parents=True, exist_ok=True)
         write_table(report, about, self.out)
         return report
 
@@ -150,13 +172,16 @@ def listing() -> RichTable:
 
 
 def check(config: Config) -> Table:
-    """The table. Raises UserError where there is none, and for numbers that cannot be."""
-    if config.table not in TABLES:
+    """The table. Raises UserError where there is none, and for what cannot be."""
+    table = TABLES.get((config.table or "").lower())
+    if table is None:
         raise UserError(f"there is no table {config.table!r}; there are {', '.join(TABLES)}")
+    if config.slurm is not None and config.jobs > 1:
+        raise UserError(f"--jobs {config.jobs} is for this machine; with --slurm each run is a job: leave it out")
     for name in ("seeds", "jobs", "epochs", "subset", "batch"):
         if (value := getattr(config, name)) is not None and value < 1:
             raise UserError(f"--{name} {value}: it takes at least 1")
-    return TABLES[config.table]
+    return table
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -167,6 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     sweep = Sweep(config, check(config))
     if config.dry_run:
+        sweep.check(images=config.subset is not None or config.data is not None)  # which are there, then
         print(sweep.commands())
         return 0
     sweep.check()
@@ -181,6 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def carry_out(sweep: Sweep, jobs: int, command: str, console: Console) -> int:
     """On this machine. Returns the exit code."""
+    sweep.write(command)  # of this table, from now on
     turn = InTurn(sweep.runs, sweep.folder, jobs=jobs, console=console, finished=lambda: sweep.write(command))
     if not turn.carry_out():
         print(f"penstock: stopped; go on with: {command}", file=sys.stderr)

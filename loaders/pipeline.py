@@ -198,13 +198,17 @@ class PipelineLoader(Loader):
 def compile_views(*, speaks: bool) -> None:
     """Compile what decodes, draws and makes views, by tiny ones, so that no batch waits for it and no clock counts it.
 
-    It is kept on the disk (`augment/jit.py`), so this takes long once for each version of the package. Left to the
-    workers, several would load or compile one function at once, and numba was seen to fail at that with a KeyError;
-    so were processes that wrote one cache at once.
+    It is kept on the disk (`augment/jit.py`), so this takes long once for each version of the package, and each clone.
+    Left to the workers, several would load or compile one function at once, and numba was seen to fail at that with a
+    KeyError; so were processes that wrote one cache at once.
     """
     cache = Path(jit.cache_folder())
     if speaks and not any(cache.glob("fused_cpu*/*._run-*.nbi")):
-        print("compiling the augmentation, once for this version: up to two minutes", file=sys.stderr, flush=True)
+        print(
+            "compiling the augmentation, once for this clone: up to two minutes",
+            file=sys.stderr,
+            flush=True,
+        )
     recipe, first = evaluation(SMALLEST), np.zeros(1, np.int64)
     pixels = Pixels.from_images([np.zeros((SMALLEST, SMALLEST, 3), np.uint8)])
     out = torch.empty(1, 1, SMALLEST, SMALLEST, 3).permute(0, 1, 4, 2, 3)

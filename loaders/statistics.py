@@ -47,6 +47,7 @@ from penstock.augment.recipe import Recipe, evaluation
 from penstock.errors import BrokenImage, UserError, run_command
 from penstock.files import write_whole
 from penstock.loaders.in_order import in_order
+from penstock.loaders.pipeline import compile_views
 from penstock.loaders.progress import Bar, bar
 from penstock.loaders.skipped import ON_ERROR
 from penstock.loaders.sources import Source, open_source
@@ -188,6 +189,7 @@ def measure(
     if workers is not None and workers < 1:
         raise UserError(f"--workers {workers}: at least one thread must do the work")
     view = None if size is None else evaluation(size)
+    compile_views(speaks=progress)
     sums, skipped = Sums.none(), list[dict[str, str]]()
     with bar(source.name, len(source), disable=not progress) as shown:
         for image in _each(source, view, workers or available_cpus(), shown):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from penstock.errors import UserError
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Have a file written under a temporary name, of the same suffix, then put in place. Raises UserError."""
-    partial = path.with_name(f".partial-{path.name}")
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")  # two processes may write one file
     try:
         write(partial)
         partial.replace(path)

@@ -28,7 +28,8 @@ if not log.exists():
 for epoch in range(len(log.read_text().splitlines()) - 1, {epochs} + 1):
     time.sleep({seconds})
     if stopped:
-        time.sleep(0.7)  # saves
+        time.sleep(0.7)
+        shutil.copy(Path(__file__).parent / f"{{epoch - 1}}.pt", out / "last.pt")
         print("saved", len(stopped))
         sys.exit(143)
     with log.open("a") as file:

@@ -12,6 +12,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from penstock.engine import sweep as command
 from penstock.engine.config import TrainConfig
 from penstock.engine.csv_log import read_csv
 from penstock.engine.in_turn import InTurn
@@ -31,6 +34,7 @@ from penstock.engine.systems.plan import Cut, differences, fitting, plan
 from penstock.engine.systems.results import as_csv, draw, gather, header, markdown, rich_table
 from penstock.engine.systems.table import Entry, Table, last_knn
 from penstock.errors import UserError
+from penstock.loaders import open_source
 from tests.stub_engine import small_images, stub_engine
 
 SWEEP = Path(__file__).resolve().parents[1] / "engine/sweep.py"
@@ -57,7 +61,7 @@ def test_in_full_a_table_is_as_published_with_its_seeds() -> None:
     assert [cell.runs[2].name for cell in cells[:2]] == ["simclr-abcde-seed2", "barlow-twins-abcde-seed2"]
     assert [run.config.seed for run in cells[0].runs] == [0, 1, 2]
     assert all(replace(cell.runs[0].config) == TrainConfig(**cell.entry.settings) for cell in cells)
-    assert differences(cells) == {}
+    assert differences(cells, 50_000) == {}
 
 
 def test_runs_and_classifiers_are_cut_in_the_same_ratio() -> None:
@@ -82,6 +86,8 @@ def test_another_batch_changes_the_learning_rate_of_sgd_and_another_optimizer_dr
     assert (cut.lr, cut.weight_decay) == (None, 0.1)
     cut = config_of("r1-subsets", Cut(batch=128, train="--lr 0.5"), "moco-abc")
     assert cut.lr == 0.5
+    cut = config_of("r1-subsets", Cut(batch=128, train="--lr 0.06"), "simclr-abc")
+    assert cut.lr == 0.06, "told, though it is the published one"
     cut = config_of("r4", Cut(batch=64), "*")
     assert cut.lr == 1e-3, "Adam's stays"
 
@@ -104,6 +110,9 @@ def test_a_queue_that_is_too_long_for_the_images_becomes_the_default() -> None:
     [
         ("r1-subsets", {"train": "--seed 3"}, "--seed is what the sweep gives each"),
         ("r1-subsets", {"train": "--out here"}, "--out is what the sweep gives each"),
+        ("r1-subsets", {"train": "--subset 100"}, "--subset is given to the sweep itself"),
+        ("r1-subsets", {"train": '--recipe "a'}, "a quotation mark in it has no partner"),
+        ("r4", {"evaluate": '--finetune.epochs "1'}, "a quotation mark in it has no partner"),
         ("r1-subsets", {"evaluate": "--finetune.epochs 1"}, "r1-subsets is of figures that training logs"),
         ("r4", {"evaluate": "--finetune.epochs"}, "type pairs, as in"),
     ],
@@ -111,6 +120,34 @@ def test_a_queue_that_is_too_long_for_the_images_becomes_the_default() -> None:
 def test_words_that_are_not_the_runs_own_are_refused(table: str, cut: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         plan(TABLES[table], Cut(**cut), seeds=1)
+
+
+def test_what_follows_from_a_cut_is_among_the_differences() -> None:
+    cut = Cut(data="cifar10:.", subset=10_000, epochs=8, batch=128)
+    cells = fitting(plan(TABLES["r1-subsets"], cut, seeds=1, only=["moco-a"]), 10_000)
+    found = differences(cells, 10_000)
+    assert found == {
+        "batch": "128 for 512", "lr": "0.01 for 0.04", "queue": "1024 for 4096", "bn_splits": "4 for 8",
+    }  # fmt: skip
+    cells = plan(TABLES["r4"], Cut(epochs=10, evaluate="--finetune.lr 1"), seeds=1)
+    found = differences(cells, 9469)
+    assert found["probe-augmented.epochs"] == "1 for 100"
+    assert "finetune.lr" in found
+
+
+@pytest.mark.parametrize("folder", ["imagenette:/here", None])
+def test_where_the_published_images_lie_changes_no_queue(
+    folder: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "open_source", lambda *given, **options: open_source("shapes"))
+    runs = command.Sweep(command.Config(data=folder, out=tmp_path), TABLES["r3"]).runs
+    assert [run.config.queue for run in runs] == [16384]
+
+
+def test_another_table_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "table.json").write_text('{"table": "r0"}')
+    with pytest.raises(UserError, match="the table r0 lies there: choose another --out"):
+        main(["r1-colors", "--data", "shapes", "--subset", "600", "--out", str(tmp_path), "--dry-run"])
 
 
 def test_a_pattern_without_a_run_is_refused_with_their_names() -> None:
@@ -129,7 +166,7 @@ def test_what_makes_a_run_the_one_it_is_stays_what_it_was() -> None:
     assert identity(cell.runs[0]) == {
         "settings": {
             "data": "cifar10:.", "subset": 10_000, "recipe": "abcde", "size": 32, "method": "simclr",
-            "temperature": 0.5, "head": "mlp", "head_layers": 2, "hidden": 512, "dim": 128, "width": 16, "stem": "half",
+            "temperature": 0.5, "head": "mlp", "head_layers": 2, "hidden": 128, "dim": 128, "width": 16, "stem": "half",
             "epochs": 24, "batch": 128, "optimizer": "adamw", "schedule": "cosine", "knn_every": 4,
         },
         "evaluation": [],
@@ -161,8 +198,8 @@ def finish(folder: Path, knn: float, *, finished: bool = True) -> None:
 def report(tmp_path: Path) -> dict[str, Any]:
     """Of a table of two rows, one figure of which has three runs behind it, one has one, one none and one is blank."""
     table = table_of(("weak", "gray", 80.0), ("strong", "gray", 90.0), ("strong", "blur", None))
-    cells = plan(table, Cut(epochs=5, subset=64, batch=None), seeds=3)
-    for seed, knn in enumerate((70.0, 71.0, 72.0)):
+    cells = plan(table, Cut(epochs=5, subset=64, batch=None), seeds=4)
+    for seed, knn in enumerate((70.0, 72.0, 72.0, 74.0)):
         finish(tmp_path / f"strong-gray-seed{seed}", knn)
     finish(tmp_path / "weak-gray-seed0", 50)
     finish(tmp_path / "weak-gray-seed1", 99, finished=False)
@@ -171,26 +208,27 @@ def report(tmp_path: Path) -> dict[str, Any]:
 
 def test_figures_are_means_and_deviations_over_finished_runs(report: dict[str, Any]) -> None:
     weak, strong, blur = report["rows"]
-    assert (strong["figures"], strong["mean"], strong["std"]) == ([70, 71, 72], 71, 1)
+    assert (strong["figures"], strong["mean"]) == ([70, 72, 72, 74], 72)
+    assert strong["std"] == pytest.approx(2**0.5), "of the runs, as published: not an estimate from them"
     assert (weak["figures"], weak["mean"], weak["std"]) == ([50], 50, None)
     assert (blur["mean"], blur["published"], blur["minutes"]) == (None, None, [])
-    assert strong["minutes"] == [1, 1, 1] and strong["commits"] == ["abc"]
+    assert strong["minutes"] == [1, 1, 1, 1] and strong["commits"] == ["abc"]
     assert report["columns"] == ["gray", "blur"]
 
 
 def test_measured_stands_beside_published_and_what_is_not_there_is_blank(report: dict[str, Any]) -> None:
     text = markdown(report)
     assert "| list | gray | published | blur | published |" in text
-    assert "| weak | 50.00 (1 of 3 runs) | 80.00 ± 0.05 |  |  |" in text
-    assert "| strong | 71.00 ± 1.00 | 90.00 ± 0.05 |  |  |" in text
-    assert "shapes cut to 64 images, 5 epochs (10 in the published table)." in text
+    assert "| weak | 50.00 (1 of 4 runs) | 80.00 ± 0.05 |  |  |" in text
+    assert "| strong | 72.00 ± 1.41 | 90.00 ± 0.05 |  |  |" in text
+    assert "shapes cut to 64 images, 5 epochs (10 in the published table); changed: seeds 4 for 3." in text
     weak, strong, blur = csv.DictReader(io.StringIO(as_csv(report)))
-    assert (strong["mean"], strong["std"], strong["published"], strong["seeds"]) == ("71.0", "1.0", "90.0", "3")
+    assert (strong["mean"], strong["std"][:4], strong["published"], strong["seeds"]) == ("72.0", "1.41", "90.0", "4")
     assert (weak["std"], blur["mean"], blur["seeds"], blur["minutes"]) == ("", "", "0", "")
     console = Console(file=io.StringIO(), width=80)
     console.print(rich_table(report))
     said = console.file.getvalue()  # type: ignore[attr-defined]
-    assert re.search(r"weak +50\.00 \(1 of 3 runs\) *\n +80\.00±0\.05", said)
+    assert re.search(r"weak +50\.00 \(1 of 4 runs\) *\n +80\.00±0\.05", said)
 
 
 def test_the_header_says_all_that_differs(tmp_path: Path) -> None:
@@ -202,10 +240,10 @@ def test_the_header_says_all_that_differs(tmp_path: Path) -> None:
 
     assert said(Cut()) == "cifar10, 50,000 images, 800 epochs"
     assert said(Cut(data="cifar10:/here")) == "cifar10, 50,000 images, 800 epochs"
-    assert said(Cut(data="shapes"), seeds=1).endswith("800 epochs; changed: seeds 1 for 3, data shapes for cifar10")
+    assert said(Cut(data="stl10"), seeds=1).endswith("800 epochs; changed: seeds 1 for 3, data stl10 for cifar10")
     changed = said(Cut(epochs=4, batch=128, train="--optimizer adamw"))
-    assert "4 epochs (800 in the published table); changed: batch 128 for 512, optimizer adamw for sgd" in changed
-    assert "lr the default for 0.04" in changed
+    assert "4 epochs (800 in the published table); changed: bn splits 4 for 8, batch 128 for 512" in changed
+    assert "optimizer adamw for sgd, lr 0.001 for 0.04, weight decay 0.0005 for 0.001" in changed
 
 
 def picture(report: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Figure, list[str]]:
@@ -280,11 +318,12 @@ def test_a_dry_run_prints_what_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PENSTOCK_CACHE", str(tmp_path / "no images"))
+    monkeypatch.setattr(command, "check_same", lambda run, folder: None)
     finish(tmp_path / "out/runs/simclr-a-seed0", 60)
     assert main(["r1-subsets", "--only", "simclr-a", "--out", str(tmp_path / "out"), "--dry-run"]) == 0
-    first, command, second, *_ = capsys.readouterr().out.splitlines()
+    first, typed, second, *_ = capsys.readouterr().out.splitlines()
     assert first == "# simclr-a-seed0: finished" and second == "# simclr-a-seed1: 0 of 800 epochs"
-    assert command.startswith("python engine/train.py --data cifar10 ") and command.endswith("runs/simclr-a-seed0")
+    assert typed.startswith("python engine/train.py --data cifar10 ") and typed.endswith("runs/simclr-a-seed0")
 
 
 def test_runs_that_fail_are_named_and_tried_again(
@@ -353,7 +392,7 @@ def test_a_terminal_has_a_bar_for_each_run(tmp_path: Path, monkeypatch: pytest.M
         (["r9"], "there is no table 'r9'; there are r0, "),
         (["r4", "--jobs", "0"], "--jobs 0: it takes at least 1"),
         (["r1-subsets", "--seeds", "0"], "--seeds 0: it takes at least 1"),
-        (["--train=--batch 7 --bn-splits 2"], "--bn-splits 2 does not divide the batch"),
+        (["--batch", "7", "--train=--bn-splits 2"], "--bn-splits 2 does not divide the batch"),
         (["--train=--recipe no-such"], "no-such"),
     ],
 )
@@ -383,7 +422,20 @@ def test_the_listing_has_every_table_with_its_data_and_cost(capsys: pytest.Captu
 # Killed
 
 
-def test_killed_in_mid_sweep_no_run_is_repeated_and_none_is_lost(tmp_path: Path, tiny: list[str]) -> None:
+@pytest.fixture
+def started() -> Iterator[list[psutil.Process]]:
+    """Processes that end with the test, however it ends."""
+    processes: list[psutil.Process] = []
+    yield processes
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+@pytest.mark.timeout(600)  # six processes that start one after the other
+def test_killed_in_mid_sweep_no_run_is_repeated_and_none_is_lost(
+    tmp_path: Path, tiny: list[str], started: list[psutil.Process]
+) -> None:
     """First the sweep alone, whose training lives on and is waited for; then all of it, in the second run."""
     first, second = (tmp_path / "out/runs" / name for name in NAMES)
     words = [str(SWEEP), *tiny, "--batch", "8", "--epochs", "4", "--out", str(tmp_path / "out")]
@@ -393,17 +445,20 @@ def test_killed_in_mid_sweep_no_run_is_repeated_and_none_is_lost(tmp_path: Path,
         """A sweep, and its training when so many epochs of the run in the folder are saved."""
         with said.open("a") as output:
             sweep = subprocess.Popen([sys.executable, *words], stdout=output, stderr=output, start_new_session=True)
-        resume_orphan()
+        started.append(psutil.Process(sweep.pid))
+        resume_orphan(sweep)
         while not (folder / "last.pt").exists() or len(read_csv(folder / "epochs.csv")) < epoch + 1:
             assert sweep.poll() is None, said.read_text()
             time.sleep(0.01)
-        return sweep, psutil.Process(sweep.pid).children()[0]
+        started.extend(psutil.Process(sweep.pid).children())
+        return sweep, started[-1]
 
     orphans: list[psutil.Process] = []
 
-    def resume_orphan() -> None:
+    def resume_orphan(sweep: subprocess.Popen[bytes]) -> None:
         """When it is waited for."""
         while orphans and "waiting" not in said.read_text():
+            assert sweep.poll() is None, said.read_text()
             time.sleep(0.01)
         for orphan in orphans:
             orphan.resume()

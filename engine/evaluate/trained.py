@@ -69,6 +69,8 @@ def load_trained(path: Path, said: Said, device: torch.device, *, size: int | No
         UserError: no such file, nothing of the kind in it, or a network other than the one that was said.
     """
     file = path / "last.pt" if path.is_dir() else path
+    if path.is_dir() and not file.is_file():
+        raise UserError(f"{path}: this folder is no run's, which would have a last.pt: name a run's folder, or a file")
     if not file.is_file():
         raise UserError(f"{file}: there is no such file; name a run's folder, its last.pt, or a file of weights")
     try:

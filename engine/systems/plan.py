@@ -14,11 +14,14 @@ from tyro.conf import DisallowNone
 
 from penstock.engine.backbones import takes_width
 from penstock.engine.config import TrainConfig, flag
+from penstock.engine.defaults import complete
 from penstock.engine.evaluate.classifier_config import PROTOCOLS as CLASSIFIERS
 from penstock.engine.runs import Evaluation, Run
 from penstock.engine.systems.table import Entry, Table
 from penstock.errors import UserError
 
+RATES = ("lr", "weight_decay")
+MANY = 1 << 30  # images, for which no default is cut
 Ratios = Mapping[str, float]  # of a cut setting to the published one, by its name
 
 
@@ -112,29 +115,41 @@ def _shortened(entry: Entry, cut: Cut, ratios: Ratios) -> TrainConfig:
     config = _told(replace(published, **changed), cut.train)
     if not takes_width(config.arch):
         config = replace(config, width=None, stem=None)
-    if config.lr == published.lr:
-        config = replace(config, **_learning_rate(published, config))
-    return config
+    return replace(config, **_rates(published, config))
 
 
 def _told(config: TrainConfig, train: str) -> TrainConfig:
-    """The settings with those of --train."""
-    words = shlex.split(train)
-    told = tyro.cli(TrainConfig, args=words, config=(DisallowNone,), default=config, prog="--train")
-    for name in ("epochs", "seed", "out", "resume"):
+    """The settings with those of --train; those of RATES only if they are among them."""
+    blank: dict[str, Any] = dict.fromkeys(RATES)
+    words = split_words("--train", train)
+    told = tyro.cli(TrainConfig, args=words, config=(DisallowNone,), default=replace(config, **blank), prog="--train")
+    for name in ("seed", "out", "resume"):
         if getattr(told, name) != getattr(config, name):
             raise UserError(f"--train {train!r}: {flag(name)} is what the sweep gives each of its runs: leave it out")
+    for name in (field.name for field in fields(Cut) if field.name not in ("train", "evaluate")):
+        if getattr(told, name) != getattr(config, name):
+            raise UserError(f"--train {train!r}: {flag(name)} is given to the sweep itself: type it beside --train")
     return told
 
 
-def _learning_rate(published: TrainConfig, config: TrainConfig) -> dict[str, Any]:
-    """Another optimizer begins from its own defaults; another batch of SGD changes the rate in proportion."""
+def _rates(published: TrainConfig, config: TrainConfig) -> dict[str, Any]:
+    """The published ones that were not told: another batch of SGD changes lr in proportion; another optimizer has its
+    own defaults."""
     if config.optimizer != published.optimizer:
-        same_decay = config.weight_decay == published.weight_decay
-        return {"lr": None} | ({"weight_decay": None} if same_decay else {})
-    if config.optimizer in ("sgd", "lars") and published.lr and published.batch and config.batch:
-        return {"lr": published.lr * config.batch / published.batch}
-    return {}
+        return {}
+    lr = published.lr
+    if config.optimizer in ("sgd", "lars") and lr and published.batch and config.batch:
+        lr *= config.batch / published.batch
+    rates = {"lr": lr, "weight_decay": published.weight_decay}
+    return {name: rate for name, rate in rates.items() if getattr(config, name) is None}
+
+
+def split_words(option: str, text: str) -> list[str]:
+    """What was typed for an option, as a shell would split it. Raises UserError for a quotation mark on its own."""
+    try:
+        return shlex.split(text)
+    except ValueError:
+        raise UserError(f"{option} {text!r}: a quotation mark in it has no partner") from None
 
 
 def _evaluation(published: Evaluation, cut: Cut, ratio: float) -> Evaluation:
@@ -142,7 +157,7 @@ def _evaluation(published: Evaluation, cut: Cut, ratio: float) -> Evaluation:
     settings: dict[str, Any] = dict(published.settings)
     if cut.epochs is not None:
         settings |= {f"{name}.epochs": max(1, round(ratio * epochs)) for name, epochs in _classifiers(published)}
-    words = shlex.split(cut.evaluate)
+    words = split_words("--evaluate", cut.evaluate)
     if len(words) % 2 or any(not word.startswith("--") for word in words[::2]):
         raise UserError(f"--evaluate {cut.evaluate!r}: type pairs, as in --evaluate='--probe-augmented.epochs 20'")
     told = {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
@@ -168,21 +183,40 @@ def fitting(cells: Sequence[Cell], length: int) -> list[Cell]:
     ]
 
 
-def differences(cells: Sequence[Cell]) -> dict[str, str]:
-    """In which settings the runs differ from what was published: {"batch": "128 for 512"}."""
+def differences(cells: Sequence[Cell], images: int) -> dict[str, str]:
+    """In which settings the runs differ from what was published: {"batch": "128 for 512"}.
+
+    Args:
+        images: that the runs train on.
+    """
     changed: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
     for cell in cells:
-        config = cell.runs[0].config
-        for name, was in vars(TrainConfig(**cell.entry.settings)).items():
-            now = getattr(config, name)
+        entry, run = cell.entry, cell.runs[0]
+        found = _all_settings(run.config, run.evaluation, images)
+        as_published = _all_settings(TrainConfig(**entry.settings), entry.evaluation, MANY)
+        for name in as_published | found:
+            now, was = found.get(name), as_published.get(name)
             if _shown(now) != _shown(was) and name not in ("epochs", "subset", "seed"):
                 own, published = changed.setdefault(name, ({}, {}))  # in order, each value once
                 own[_shown(now)], published[_shown(was)] = None, None
     return {name: f"{'/'.join(own)} for {'/'.join(published)}" for name, (own, published) in changed.items()}
 
 
+def _all_settings(config: TrainConfig, evaluation: Evaluation | None, images: int) -> dict[str, Any]:
+    """Of a run and its evaluation, with what some of those that matter come to where they are left to the defaults."""
+    completed = complete(config, source=f"{config.data.partition(':')[0]}-train", length=images, world=1)
+    settled = {name: getattr(completed, name) for name in (*RATES, "queue", "bn_splits")}
+    if evaluation is None:
+        return vars(config) | settled
+    epochs = {f"{name}.epochs": epochs for name, epochs in _classifiers(evaluation)}
+    return vars(config) | settled | epochs | dict(evaluation.settings)
+
+
 def _shown(value: Any) -> str:
-    """A setting's value; of NAME:FOLDER the name."""
-    return (
-        "the default" if value is None else f"{value:g}" if isinstance(value, float) else str(value).partition(":")[0]
-    )
+    """A setting's value; of a folder, and of NAME:FOLDER, the name alone."""
+    if value is None:
+        return "the default"
+    if isinstance(value, float):
+        return f"{value:g}"
+    text = str(value).partition(":")[0]
+    return Path(text).name if Path(text).is_absolute() or isinstance(value, Path) else text

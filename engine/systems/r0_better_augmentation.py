@@ -90,6 +90,7 @@ def _table(
     *,
     source: str = _SOURCE,
     cost: str = "not published",
+    classes: int | None = None,
 ) -> Table:
     """`data` is what its runs are called after."""
     entries = (
@@ -111,6 +112,7 @@ def _table(
         headings=("list",),
         entries=tuple(entries),
         cost=cost,
+        classes=classes,
     )
 
 
@@ -123,5 +125,7 @@ TABLES = (
         "r0-stl10", "stl10", OTHERS, {**_SMALL, "data": "stl10", "size": 50, "epochs": 600, "batch": 256},
         source=_NO_FIGURES,
     ),
-    _table("r0-imagenet100", "imagenet100", IMAGENET, {**_LARGE, "data": "imagenet"}, source=_NO_FIGURES),
+    _table(
+        "r0-imagenet100", "imagenet100", IMAGENET, {**_LARGE, "data": "imagenet"}, source=_NO_FIGURES, classes=100,
+    ),
 )  # fmt: skip

@@ -24,8 +24,8 @@ run. Linear accuracy of the last epoch's backbone, frozen (lr 30, no weight deca
 | ✓ | ✓ | ✓ | 200 | 67.5 | 82.4 / 57.0 / 63.6 |
 | ✓ | ✓ | ✓ | 800 | 71.1 | 82.5 / 57.4 / 64.0 |
 
-(r): quoted from memory, worth checking. VOC is detectron2's to measure: `engine/export.py` writes the backbone for it.
-With MLP alone, 200 epochs, by temperature (r):
+(r): quoted from memory, worth checking. VOC is detectron2's to measure: `engine/export/run.py` writes the backbone for
+it. With MLP alone, 200 epochs, by temperature (r):
 
 | T | linear |
 |---|---|

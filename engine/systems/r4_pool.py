@@ -8,7 +8,7 @@ The recipe `pool-14` names the operations; it is normalised by Imagenette's own 
 decay 1e-4, 1,000 epochs. Not published, and as MoCo v2 has it: a cosine, BatchNorm in 8 parts with keys shuffled among
 them. Downstream, 100 epochs of Adam, lr 1e-3, weight decay 1e-4, cosine, 16 images a step, each twice: plain, and by
 three operations of the pool. There the whole network was trained, through a misspelt attribute that was to freeze it;
-here are both. Top-1 in per cent, and how many times the last epoch's loss that of the highest is:
+here are both. Top-1 in per cent, and the highest epoch's mean loss divided by the last epoch's:
 
 | figure | validation | training |
 |---|---|---|

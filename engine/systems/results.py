@@ -15,7 +15,7 @@ import math
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, pstdev
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -49,7 +49,7 @@ def gather(table: Table, cells: Sequence[Cell], folder: Callable[[str], Path], *
         "table": table.name, "title": table.title, "measure": table.measure, "source": table.source,
         "data": data, "images": images, "epochs": own, "published_epochs": published,
         "subset": any(cell.runs[0].config.subset for cell in cells),
-        "changed": changed | differences(cells),
+        "changed": changed | differences(cells, images),
         "headings": list(table.headings),
         "columns": [name for name in table.columns if any(cell.entry.column == name for cell in cells)],
         "rows": [_row(cell, folder) for cell in cells],
@@ -65,7 +65,7 @@ def _row(cell: Cell, folder: Callable[[str], Path]) -> dict[str, Any]:
         "column": cell.entry.column,
         "figures": figures,
         "mean": mean(figures) if figures else None,
-        "std": stdev(figures) if len(figures) > 1 else None,
+        "std": pstdev(figures) if len(figures) > 1 else None,  # of these runs, as the published ones
         "published": cell.entry.published,
         "published_std": cell.entry.published_std,
         "runs": [run.name for run in cell.runs],

@@ -50,6 +50,7 @@ class Table:
         cost: what is known of the full length, on the authors' machines.
         headings: above the labels of the rows.
         seeds: of each run, as published.
+        classes: of the images, where those of a larger set must be chosen; None: all.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Table:
     entries: tuple[Entry, ...]
     cost: str = "not published"
     seeds: int = 1
+    classes: int | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -89,7 +91,7 @@ def best_logistic_on_training(folder: Path) -> float | None:
 
 
 def fall_of_loss(folder: Path) -> float | None:
-    """How many times the last epoch's mean loss that of the highest epoch is.
+    """The highest epoch's mean loss, divided by the last epoch's.
 
     Of the highest, not of the first: while MoCo's queue still holds noise, a query's own key is easily found.
     """
