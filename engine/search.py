@@ -51,7 +51,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 from rich.progress import Progress
-from tyro.conf import DisallowNone
+from tyro.conf import DisallowNone, Suppress
 
 from penstock.augment import load_recipe
 from penstock.augment.recipes import dump_recipe
@@ -59,7 +59,7 @@ from penstock.engine.config import TrainConfig, flag, to_dict
 from penstock.engine.csv_log import read_csv
 from penstock.engine.defaults import check_choices, complete
 from penstock.engine.evaluate.data import labelled, open_validation
-from penstock.engine.runs import OWN, Place, Run, RunFailed, carry_out
+from penstock.engine.runs import OWN, PAUSE, Place, Run, RunFailed, carry_out, is_at_work
 from penstock.engine.search_report import Confirmed, Subject, gather, summary, write_report
 from penstock.engine.search_space import space_of
 from penstock.engine.signals import Interrupts
@@ -73,7 +73,7 @@ from penstock.loaders.sources import UNLABELLED
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
     from optuna.study import Study
-    from optuna.trial import Trial
+    from optuna.trial import Trial, TrialState
 
 TRIALS = 20
 HELD_OUT = 5000  # images, a fifth of smaller sets: their kNN accuracy then has a standard error of up to .7 points
@@ -105,6 +105,12 @@ class Config(TrainConfig):
     """Epochs that every trial is given; default: a third of the run."""
     confirm: int = 0
     """Train the best recipe, and the one given, anew with so many other seeds each; not counted by --minutes."""
+
+    # As a training's, but of another meaning
+    out: Path | None = None
+    """Where all of it goes; default: runs/search-RECIPE, where the same command goes on."""
+    resume: Suppress[str | None] = None
+    """Refused: a search goes on by the same command."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -235,7 +241,7 @@ class Search:
 
     def _may_go_on(self) -> bool:
         over = [trial for trial in self.study.trials if trial.state.is_finished()]
-        minutes = sum(trial.user_attrs.get("seconds", 0.0) for trial in self.study.trials) / 60
+        minutes = sum(trial.user_attrs.get("seconds", 0.0) for trial in over) / 60  # one in hand is begun already
         in_time = self.config.minutes is None or not over or minutes < self.config.minutes
         return in_time and (self.most is None or len(over) < self.most)
 
@@ -258,30 +264,54 @@ class Search:
         """Train by a trial's recipe and tell Optuna how good it is. Returns False where it was stopped."""
         from optuna.trial import TrialState
 
-        knobs = self.space.knobs
-        values = {name: trial.suggest_float(name, knob.low, knob.high, log=knob.log) for name, knob in knobs.items()}
-        path = self._recipe(trial.number)
-        path.parent.mkdir(exist_ok=True)
-        write_whole(path, lambda partial: partial.write_text(dump_recipe(self.space.recipe_of(values))))
-        folder, began = path.with_suffix(""), time.perf_counter()
-        before = trial.user_attrs.get("seconds", 0.0)
-        judge = Judge(trial, folder, self.epochs)
-        run = Run(name=f"trial-{path.stem}", config=replace(self.training, recipe=str(path)))
-        try:
-            finished = self._train(run, folder, interrupts, progress, judge)
-            judge.look()  # again: the process may have outlived the search that began it
-            state = TrialState.COMPLETE if finished else TrialState.PRUNED if judge.lags else TrialState.RUNNING
-        except RunFailed as error:
-            if trial.number == 0 or error.code == REFUSED:  # it is not the recipe
-                raise
-            state = TrialState.FAIL
-            progress.console.print(str(error), soft_wrap=True)
+        run, folder = self._run(trial)
+        if not self._is_free(run, folder, interrupts, progress):
+            return False
+        # The log has what a search that was killed could not note, and what its orphan did without it
+        before, began = max(trial.user_attrs.get("seconds", 0.0), logged_seconds(folder)), time.perf_counter()
+        state = self._outcome(trial, run, folder, interrupts, progress)
         trial.set_user_attr("seconds", before + time.perf_counter() - began)
         if state == TrialState.RUNNING:
             return False
         self.study.tell(trial, last_knn(folder) if state == TrialState.COMPLETE else None, state=state)
         (folder / "last.pt").unlink(missing_ok=True)  # a search has many, and nobody goes on with them
         return True
+
+    def _run(self, trial: Trial) -> tuple[Run, Path]:
+        """A trial's training and its folder; its recipe is written beside that."""
+        knobs = self.space.knobs
+        values = {name: trial.suggest_float(name, knob.low, knob.high, log=knob.log) for name, knob in knobs.items()}
+        path = self._recipe(trial.number)
+        path.parent.mkdir(exist_ok=True)
+        write_whole(path, lambda partial: partial.write_text(dump_recipe(self.space.recipe_of(values))))
+        run = Run(name=f"trial-{path.stem}", config=replace(self.training, recipe=str(path)))
+        return run, path.with_suffix("")
+
+    def _is_free(self, run: Run, folder: Path, interrupts: Interrupts, progress: Progress) -> bool:
+        """Wait for a training that outlived the search that began it, which nobody can stop, nor judge, any more.
+
+        Returns False where the search was stopped meanwhile.
+        """
+        if is_at_work(folder):
+            progress.console.print(f"{run.name}: an earlier search's process is still at it: waiting for it")
+        while is_at_work(folder) and not interrupts.received:
+            time.sleep(PAUSE)
+        return not interrupts.received
+
+    def _outcome(self, trial: Trial, run: Run, folder: Path, interrupts: Interrupts, progress: Progress) -> TrialState:
+        """Train a trial as far as it gets."""
+        from optuna.trial import TrialState
+
+        judge = Judge(trial, folder, self.epochs)
+        try:
+            finished = self._train(run, folder, interrupts, progress, judge)
+        except RunFailed as error:
+            if trial.number == 0 or error.code == REFUSED:  # it is not the recipe
+                raise
+            progress.console.print(str(error), soft_wrap=True)
+            return TrialState.FAIL
+        judge.look()  # again: where nothing was left to train, nobody has looked
+        return TrialState.COMPLETE if finished else TrialState.PRUNED if judge.lags else TrialState.RUNNING
 
     def _train(
         self, run: Run, folder: Path, interrupts: Interrupts, progress: Progress, judge: Judge | None = None
@@ -296,12 +326,9 @@ class Search:
             if interrupts.received or (judge is not None and judge.lags):
                 stop.set()
 
-        def waits() -> None:
-            progress.console.print(f"{run.name}: an earlier search's process is still at it: waiting for it")
-
         try:
             place = Place(workers=self.config.workers)
-            return carry_out(run, folder, place=place, stop=stop, watch=watch, waits=waits)
+            return carry_out(run, folder, place=place, stop=stop, watch=watch)
         finally:
             progress.remove_task(shown)
 
@@ -323,19 +350,33 @@ class Search:
         own = open_validation(self.config.data, val_data=None, class_list=self.config.class_list)
         training = self.training if own is None else replace(self.training, val_data=None)
         queries = self.subject.queries if own is None else f"{len(own):,} images of the data's validation split"
-        figures: dict[int, list[float]] = {}
-        for number in dict.fromkeys((0, self.study.best_trial.number)):
+        figures: dict[int, list[float]] = {number: [] for number in (0, self.study.best_trial.number)}
+        for number, found in figures.items():
             for seed in range(self.config.seed + 1, self.config.seed + 1 + self.config.confirm):
-                name = f"{number:03d}-seed-{seed}"
-                run = Run(name=name, config=replace(training, recipe=str(self._recipe(number)), seed=seed))
-                folder = self.out / "confirm" / name
-                if not self._train(run, folder, interrupts, progress):
+                config = replace(training, recipe=str(self._recipe(number)), seed=seed)
+                try:
+                    knn = self._again(Run(name=f"{number:03d}-seed-{seed}", config=config), interrupts, progress)
+                except RunFailed as error:
+                    if error.code == REFUSED:
+                        raise
+                    progress.console.print(f"{error}\ntrial {number} again, seed {seed}: left out", soft_wrap=True)
+                    continue
+                if knn is None:
                     return False
-                figures.setdefault(number, []).append(last_knn(folder) or 0.0)
-                (folder / "last.pt").unlink(missing_ok=True)
-                progress.console.print(f"trial {number} again, seed {seed}: kNN {figures[number][-1]:.2f} %")
+                found.append(knn)
+                progress.console.print(f"trial {number} again, seed {seed}: kNN {knn:.2f} %")
         self.confirmed = Confirmed(queries=queries, figures=figures)
         return True
+
+    def _again(self, run: Run, interrupts: Interrupts, progress: Progress) -> float | None:
+        """The kNN accuracy of a confirming run, per cent; None where it was stopped."""
+        folder = self.out / "confirm" / run.name
+        if not self._is_free(run, folder, interrupts, progress) or not self._train(run, folder, interrupts, progress):
+            return None
+        (folder / "last.pt").unlink(missing_ok=True)
+        if (knn := last_knn(folder)) is None:
+            raise RunFailed(f"{folder}: its epochs.csv has no kNN figure", 1)
+        return knn
 
     def write(self) -> dict[str, Any]:
         """Write what there is so far; returns it. Nothing, before the first trial is over."""
@@ -367,6 +408,12 @@ class Judge:
             self.trial.report(rows[epoch], epoch)
             self.reported.add(epoch)
             self.lags = self.trial.number > 0 and epoch < self.epochs and self.trial.should_prune()
+
+
+def logged_seconds(folder: Path) -> float:
+    """What a run's epochs took, as it has logged them: training and evaluations."""
+    rows = read_csv(folder / "epochs.csv")
+    return sum(value for row in rows for name, value in row.items() if name.endswith("_seconds"))
 
 
 def shares(config: Config, source: Source) -> tuple[int, int]:

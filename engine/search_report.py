@@ -57,7 +57,7 @@ class Subject:
 
     @classmethod
     def of(cls, config: CompleteConfig, source: Source, *, images: int, queries: str) -> Subject:
-        name = source.name.rpartition("-")[0] or source.name
+        name = source.name.removesuffix(f"-{config.split}")
         cut = f"{name} cut to" if images < len(source) else f"{name},"
         width = f" of width {config.width}" if takes_width(config.arch) else ""
         how = f"{config.method}, {config.arch}{width}, batch {config.batch}, seed {config.seed}"
@@ -67,7 +67,7 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Confirmed:
-    """kNN accuracy with other seeds, per cent, by the trial's number, and of which images."""
+    """kNN accuracy with other seeds, per cent, by the trial's number, and of which images. Failed runs have none."""
 
     queries: str
     figures: Figures
@@ -173,11 +173,17 @@ def _standard_error(report: Report) -> float:
 
 
 def _confirmation(report: Report) -> str:
-    figures, best = report["confirmed"]["figures"], report["best_trial"]
-    shown = {number: f"{mean(f):.2f}" + (f" ± {stdev(f):.2f}" if len(f) > 1 else "") for number, f in figures.items()}
-    seeds = f"{len(figures[0])} other seed{'s' * (len(figures[0]) > 1)}"
-    against = f"{shown[best]} % at best" if best else "which is the best"
-    return f"With {seeds}, {report['confirmed']['queries']}: {shown[0]} % as given, {against}."
+    shown = {number: _mean(figures) for number, figures in report["confirmed"]["figures"].items()}
+    best = report["best_trial"]
+    against = f"at best {shown[best]}" if best else "which is the best"
+    return f"With other seeds, {report['confirmed']['queries']}: as given {shown[0]}, {against}."
+
+
+def _mean(figures: Sequence[float]) -> str:
+    if not figures:
+        return "no figure (all runs failed)"
+    spread = f" ± {stdev(figures):.2f}" if len(figures) > 1 else ""
+    return f"{mean(figures):.2f}{spread} % ({len(figures)} seed{'s' * (len(figures) > 1)})"
 
 
 def markdown(report: Report) -> str:
@@ -226,8 +232,8 @@ def _draw_trials(axes: Axes, report: Report) -> None:
     pruned = [(t["trial"], t["knn"]) for t in report["trials"] if t["state"] == "pruned" and t["knn"] is not None]
     best = [max(knn for _, knn in finished[: i + 1]) for i in range(len(finished))]
     axes.axhline(report["given"], color=MUTED, linestyle="--", linewidth=1.2, label="as given")
-    axes.step([*(n for n, _ in finished), len(report["trials"])], [*best, best[-1]], where="post", color=COLOR,
-              linewidth=1.4, label="best so far")  # fmt: skip
+    places = [*(number for number, _ in finished), max(trial["trial"] for trial in report["trials"])]
+    axes.step(places, [*best, best[-1]], where="post", color=COLOR, linewidth=1.4, label="best so far")
     axes.plot(*zip(*finished, strict=True), "o", color=COLOR, markersize=5, label="trained to the end")
     if pruned:
         axes.plot(*zip(*pruned, strict=True), "o", color=MUTED, markerfacecolor="white", markersize=5, label="given up")

@@ -37,7 +37,7 @@ from penstock.engine.defaults import complete
 from penstock.engine.distributed import Team
 from penstock.engine.evaluate.trained import Said, load_trained
 from penstock.engine.export import detectron2
-from penstock.engine.export.card import origin_of, results
+from penstock.engine.export.card import origin_of, results, what
 from penstock.engine.export.format import RESNETS, Network
 from penstock.engine.export.run import FORMATS, choose, export, main, network_of, probes_of
 from penstock.engine.methods import build_method
@@ -488,22 +488,42 @@ def test_the_card_says_what_the_network_is(run: Path, out: Path) -> None:
     assert from_dict(settings) == TrainConfig(**vars(trained) | {"data": "cifar10"} | dict.fromkeys(("out",)))
 
 
+@pytest.mark.parametrize("folder", ["evaluation", "downstream"])
 @pytest.mark.parametrize(("epochs", "shown"), [("3 epochs", True), ("2 epochs", False)])
 def test_an_evaluation_is_on_the_card_if_it_is_of_the_same_weights(
-    epochs: str, shown: bool, run: Path, tmp_path: Path
+    epochs: str, shown: bool, folder: str, run: Path, tmp_path: Path
 ) -> None:
     trained = load_trained(run, Said(), CPU)
-    (tmp_path / "evaluation").mkdir()
+    (tmp_path / folder).mkdir()
     figures = {
         "knn": {"train": {"top1": 50.0}, "validation": {"top1": 43.21, "top5": 90.0}},
         "geometry": {"train": {"std": 1.0}, "validation": {"std": 1.0}},
     }
-    about = {"network": f"{trained.about.replace('3 epochs', epochs)}; its backbone", "figures": {"trained": figures}}
-    (tmp_path / "evaluation" / "results.json").write_text(json.dumps(about))
+    found = {"network": f"{trained.about.replace('3 epochs', epochs)}; its backbone", "figures": {"trained": figures}}
+    (tmp_path / folder / "results.json").write_text(json.dumps(found))
     (tmp_path / "last.pt").symlink_to(run / "last.pt")
     said = results(origin_of(tmp_path / "last.pt", trained))
     assert ("| knn, validation, top-1 % | 43.21 |" in said) is shown
     assert ("| knn, validation, top-5 % | 90.00 |" in said) is shown and "geometry" not in said
+
+
+def test_weights_from_the_middle_of_an_epoch_have_no_figures(run: Path, tmp_path: Path) -> None:
+    """The log's row and an evaluation that names as many epochs are of the weights at that epoch's end."""
+    state = torch.load(run / "last.pt", weights_only=True)
+    state["position"]["consumed"] = 8
+    torch.save(state, tmp_path / "last.pt")
+    (tmp_path / "epochs.csv").symlink_to(run / "epochs.csv")
+    trained = load_trained(tmp_path, Said(), CPU)
+    found = {
+        "network": f"{trained.about}; its backbone",
+        "figures": {"trained": {"knn": {"validation": {"top1": 43.2}}}},
+    }
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "results.json").write_text(json.dumps(found))
+    origin = origin_of(tmp_path / "last.pt", trained)
+    assert "middle of an epoch" in results(origin) and "|" not in results(origin)
+    assert "for 3 of 5 epochs, taken in the middle of epoch 4. " in what(network_of(origin, Said()))
+    assert "taken" not in network(run).about
 
 
 def test_it_runs_by_path_and_refuses_with_exit_code_2(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import os
 import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -35,7 +37,9 @@ from penstock.augment.operations import (
 from penstock.augment.recipe import View
 from penstock.augment.recipes import dump_recipe, parse_recipe
 from penstock.engine import search, search_report
-from penstock.engine.runs import Place, Run, RunFailed
+from penstock.engine.config import TrainConfig
+from penstock.engine.defaults import complete
+from penstock.engine.runs import Place, Run, RunFailed, is_at_work
 from penstock.engine.search_space import ADDABLE, Space, space_of
 from penstock.errors import MissingExtra, UserError
 from penstock.loaders import open_source
@@ -44,6 +48,7 @@ pytest.importorskip("optuna", reason="the extra `search` is not installed")
 
 SPACES = {name: space_of(recipe, ["solarize", "clahe"]) for name, recipe in RECIPES.items()}
 EPOCHS = 4
+EPOCH_SECONDS = 100  # that trainings log which take none
 
 
 def kinds(recipe: Recipe) -> list[list[str]]:
@@ -179,19 +184,18 @@ class Trainings:
         self.runs: list[Run] = []
         self.during: Callable[[str, int], None] = lambda name, epoch: None
 
-    def carry_out(
-        self, run: Run, folder: Path, *, place: Place, stop: Event, watch: Callable[[int], None], waits: object
-    ) -> bool:
+    def carry_out(self, run: Run, folder: Path, *, place: Place, stop: Event, watch: Callable[[int], None]) -> bool:
+        assert not is_at_work(folder)
         self.runs.append(run)
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / "epochs.csv"
         if not log.exists():
-            log.write_text("epoch,knn\n0,10\n")
+            log.write_text("epoch,knn,train_seconds\n0,10,\n")
         (folder / "last.pt").touch()
         for epoch in range(len(log.read_text().splitlines()) - 1, (run.config.epochs or 0) + 1):
             self.during(run.name, epoch)
             with log.open("a") as file:
-                file.write(f"{epoch},{grey(run) * 50 + epoch}\n")
+                file.write(f"{epoch},{grey(run) * 50 + epoch},{EPOCH_SECONDS}\n")
             watch(epoch)
             if stop.is_set():
                 return False
@@ -292,6 +296,63 @@ def test_killed_in_a_trial_it_goes_on_as_if_nothing_had_been(
     ]
 
 
+def test_minutes_count_what_a_killed_search_had_trained(images: Path, trainings: Trainings, tmp_path: Path) -> None:
+    def kill(name: str, epoch: int) -> None:
+        if (name, epoch) == ("trial-001", 3):
+            raise SystemExit("killed")
+
+    trainings.during, budget = kill, ("--trials", "4", "--minutes", "3")
+    with pytest.raises(SystemExit):
+        search.main(words(images, tmp_path, *budget))
+    trainings.during = lambda name, epoch: None
+    search.main(words(images, tmp_path, *budget))
+    first, second = rows(tmp_path)  # two epochs of the second took more than three minutes
+    assert (first["state"], second["state"]) == ("complete", "complete")
+    assert float(second["seconds"]) >= 2 * EPOCH_SECONDS
+
+
+def test_a_trial_is_not_judged_while_an_orphan_is_at_it(
+    images: Path,
+    trainings: Trainings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def kill(name: str, epoch: int) -> None:
+        if (name, epoch) == ("trial-005", 1):
+            raise SystemExit("killed")
+
+    trainings.during, given = kill, words(images, tmp_path, "--trials", "6", "--prune-after", "1")
+    with pytest.raises(SystemExit):
+        search.main(given)
+    folder = tmp_path / "trials/005"
+    with (folder / "lock").open("w") as lock, (folder / "epochs.csv").open("a", buffering=1) as log:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        def looked_at(folder: Path) -> bool:
+            held = is_at_work(folder)
+            if held:
+                meanwhile()
+            return held
+
+        def end() -> None:
+            log.write("3,0,100\n4,0,100\n")
+            lock.close()
+
+        monkeypatch.setattr(search, "PAUSE", 0.01)
+        monkeypatch.setattr(search, "is_at_work", looked_at)
+        log.write("1,0,100\n2,0,100\n")  # worse than all others: it would be given up
+        meanwhile: Callable[[], None] = partial(os.kill, os.getpid(), signal.SIGTERM)
+        monkeypatch.setattr(search.Interrupts, "_handle", lambda self, number, frame: setattr(self, "received", number))
+        assert search.main(given) == 128 + signal.SIGTERM
+        assert rows(tmp_path)[5]["state"] == "running" and (folder / "last.pt").exists()
+        meanwhile = end
+        assert search.main(given) == 0
+    row = rows(tmp_path)[5]
+    assert (row["state"], row["knn"], row["epochs"]) == ("complete", "0", "4")
+    assert float(row["seconds"]) >= 4 * EPOCH_SECONDS and "waiting for it" in capfd.readouterr().out
+
+
 def test_stopped_by_a_signal_it_goes_on_later(
     images: Path, trainings: Trainings, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -340,7 +401,49 @@ def test_the_best_is_confirmed_by_other_seeds_on_images_that_have_chosen_nothing
     assert report["confirmed"]["figures"] == {
         "0": [report["given"]] * 2, str(report["best_trial"]): [report["best"]] * 2,
     }  # fmt: skip
-    assert "With 2 other seeds" in (tmp_path / "search.md").read_text()
+    best = f"{report['best']:.2f} ± 0.00 % (2 seeds)"
+    assert f"With other seeds, {report['confirmed']['queries']}: as given" in (tmp_path / "search.md").read_text()
+    assert f"at best {best}." in (tmp_path / "search.md").read_text()
+
+
+def test_a_confirmation_that_fails_is_left_out_and_tried_again(
+    images: Path, trainings: Trainings, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def diverge(name: str, epoch: int) -> None:
+        if name.startswith("000-seed") or name.endswith("seed-1"):
+            raise RunFailed("the loss is not a number", 1)
+
+    trainings.during = diverge
+    given = words(images, tmp_path, "--trials", "8", "--confirm", "2", "--pruner", "none")
+    assert search.main(given) == 0
+    report = json.loads((tmp_path / "search.json").read_text())
+    assert report["confirmed"]["figures"] == {"0": [], str(report["best_trial"]): [report["best"]]}
+    said = capfd.readouterr().out
+    assert "the loss is not a number" in said and "trial 0 again, seed 1: left out" in said
+    assert f"as given no figure (all runs failed), at best {report['best']:.2f} % (1 seed)." in said
+    trainings.during = lambda name, epoch: None
+    search.main(given)
+    again = json.loads((tmp_path / "search.json").read_text())["confirmed"]["figures"]
+    assert list(map(len, again.values())) == [2, 2]
+
+
+@pytest.mark.parametrize(("name", "split", "shown"), [
+    ("my-photos", "train", "my-photos,"), ("cifar10-train", "train", "cifar10,"),
+    ("stl10-unlabeled", "unlabeled", "stl10,"),
+])  # fmt: skip
+def test_the_header_names_the_data_without_their_split(images: Path, name: str, split: str, shown: str) -> None:
+    source = open_source(str(images))
+    source.name = name
+    config = complete(TrainConfig(split=split, batch=8), source=name, length=len(source), world=1)
+    header = search_report.Subject.of(config, source, images=len(source), queries="").header
+    assert header.startswith(f"{shown} 60 images")
+
+
+def test_the_help_says_what_is_the_search_s_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        search.main(["--help"])
+    said = capsys.readouterr().out
+    assert "runs/search-RECIPE" in said and "runs/DATA-METHOD" not in said and "--resume" not in said
 
 
 def test_another_search_in_the_folder_is_refused(images: Path, trainings: Trainings, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The model card: what a network is, how it was trained, how good it is, and how each file of it is loaded.
 
-Figures are the run's own: from epochs.csv, of the epoch that the checkpoint is of, and from evaluation/results.json
-where that is of the same weights. Folders of this machine are left out.
+Figures are the run's own: from epochs.csv, of the epoch that the checkpoint is of, and from the results.json of an
+evaluation (a user's, or the sweep's that the run is of) where that is of the same weights. A checkpoint from the middle
+of an epoch has none. Folders of this machine are left out.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from penstock.engine.config import CompleteConfig, to_dict
 from penstock.engine.csv_log import read_csv
 from penstock.engine.evaluate.trained import Trained, describe
 from penstock.engine.export.format import Format, Network
+from penstock.engine.runs import DOWNSTREAM
 
 OF_THE_MACHINE = ("out", "resume", "device", "workers", "memory_budget", "log_every", "save_every", "checkpoint_steps")
 PLACES = ("data", "val_data", "class_list", "init")
@@ -41,11 +43,13 @@ class Origin:
         file: its checkpoint, or weights from elsewhere.
         trained: what was found there.
         epochs: how many it was trained for; None for weights from elsewhere.
+        whole: whether it is from an epoch's end: in the middle of one, no figure is of these weights.
     """
 
     file: Path
     trained: Trained
     epochs: int | None
+    whole: bool = True
 
     @property
     def run(self) -> CompleteConfig | None:
@@ -53,8 +57,10 @@ class Origin:
 
 
 def origin_of(file: Path, trained: Trained) -> Origin:
-    epochs = load_checkpoint(file, what="")["position"]["epoch"] if trained.run else None
-    return Origin(file=file, trained=trained, epochs=epochs)
+    if trained.run is None:
+        return Origin(file=file, trained=trained, epochs=None)
+    position = load_checkpoint(file, what="")["position"]
+    return Origin(file=file, trained=trained, epochs=position["epoch"], whole=position["consumed"] == 0)
 
 
 def about(origin: Origin, *, arch: str, width: int, stem: str) -> dict[str, str]:
@@ -64,7 +70,8 @@ def about(origin: Origin, *, arch: str, width: int, stem: str) -> dict[str, str]
     if run is None or recipe is None:
         return {**told, "weights": origin.file.name}
     trained_by = {"method": run.method, "data": name_of(run.data), "recipe": recipe.name}
-    return {**told, **trained_by, "epochs": f"{origin.epochs} of {run.epochs}"}
+    taken = {} if origin.whole else {"taken": f"in the middle of epoch {(origin.epochs or 0) + 1}"}
+    return {**told, **trained_by, "epochs": f"{origin.epochs} of {run.epochs}", **taken}
 
 
 def name_of(place: str) -> str:
@@ -103,9 +110,11 @@ def front_matter(run: CompleteConfig | None) -> str:
 
 
 def what(network: Network) -> str:
-    trained = f", trained without labels for {network.about['epochs']} epochs" if "epochs" in network.about else ""
+    about = network.about
+    trained = f", trained without labels for {about['epochs']} epochs" if "epochs" in about else ""
+    taken = f", taken {about['taken']}" if "taken" in about else ""
     return (
-        f"A backbone that makes features of images: {network.about['network']}{trained}. It has no classifier, and the"
+        f"A backbone that makes features of images: {about['network']}{trained}{taken}. It has no classifier, and the"
         " projection head of its training is left out."
     )
 
@@ -120,6 +129,8 @@ def pixels(network: Network, *, known: bool) -> str:
 
 
 def results(origin: Origin) -> str:
+    if not origin.whole:
+        return "None are known: these weights are from the middle of an epoch, and figures are of an epoch's end."
     rows = [*logged(origin), *evaluated(origin)]
     if not rows:
         return "None are known."
@@ -139,14 +150,16 @@ def logged(origin: Origin) -> Rows:
 
 
 def evaluated(origin: Origin) -> Rows:
-    """What an evaluation beside the checkpoint found of the same weights."""
-    path = origin.file.parent / "evaluation" / "results.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if found.get("network") != f"{origin.trained.about}; its backbone":
-        return []
+    """What evaluations beside the checkpoint found of the same weights; of two of a protocol, the user's own."""
+    protocols: dict[str, Any] = {}
+    for folder in (DOWNSTREAM, "evaluation"):
+        path = origin.file.parent / folder / "results.json"
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if found.get("network") == f"{origin.trained.about}; its backbone":
+            protocols |= found["figures"]["trained"]
     return [
         (f"{protocol}, validation, {said} %", f"{figures['validation'][measure]:.2f}")
-        for protocol, figures in found["figures"]["trained"].items()
+        for protocol, figures in protocols.items()
         for measure, said in (("top1", "top-1"), ("top5", "top-5"))
         if measure in figures["validation"]
     ]

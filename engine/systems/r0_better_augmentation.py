@@ -2,7 +2,7 @@
 
     python engine/sweep.py r0                                                       # 7 runs of 200 epochs
     python engine/sweep.py r0 --only "*-moco-cifar" "*-albumentations-7"            # the first list and the last
-    python engine/sweep.py r0 --subset 5000 --epochs 10 --width 16 --batch 128      # cut to minutes
+    python engine/sweep.py r0 --subset 5000 --epochs 10 --width 16 --stem half --batch 128          # cut to minutes
     python engine/sweep.py r0-cifar100
     python engine/sweep.py r0-stl10
     python engine/sweep.py r0-imagenet100 --data path/to/imagenet --class-list imagenet100.txt

@@ -1,8 +1,9 @@
-"""R1: what augmentation does to contrastive learning (CIFAR-10): SimCLR, Barlow Twins, MoCo and SimSiam.
+r"""R1: what augmentation does to contrastive learning (CIFAR-10): SimCLR, Barlow Twins, MoCo and SimSiam.
 
     python engine/sweep.py r1-subsets --seeds 3
     python engine/sweep.py r1-colors --seeds 3
-    python engine/sweep.py r1-subsets --subset 5000 --epochs 5 --width 16 --batch 128 --seeds 1    # cut to minutes
+    python engine/sweep.py r1-subsets --subset 10000 --epochs 24 --width 16 --stem half --batch 128 --seeds 1 \
+        --train="--optimizer adamw --knn-every 4" --only "simclr-*" "moco-*"                         # cut to an hour
 
 Huang et al., "Towards the Generalization of Contrastive Self-Supervised Learning" (arXiv 2111.00743), and its authors'
 code. ResNet-18 with the 3×3 stem, 800 epochs, batch 512, SGD of momentum .9 and weight decay 5e-4, cosine, ImageNet's

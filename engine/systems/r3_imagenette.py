@@ -1,7 +1,7 @@
 """R3: MoCo v2 on Imagenette, whole, on a single GPU.
 
     python engine/sweep.py r3                                                   # downloads Imagenette if need be
-    python engine/sweep.py r3 --arch resnet18 --width 16 --size 64 --subset 1000 --epochs 4          # cut to minutes
+    python engine/sweep.py r3 --width 16 --size 64 --subset 2000 --epochs 6 --train="--momentum 0.99"   # in minutes
     python engine/evaluate/run.py runs/r3/runs/imagenette-seed0/best.pt --protocols logistic         # any checkpoint
     sbatch docs/slurm/penstock.sbatch python engine/sweep.py r3             # goes on by itself after a pre-emption
 

@@ -1,7 +1,8 @@
-"""R4: MoCo on Imagenette with a pool of 14 operations, of which each view draws two.
+r"""R4: MoCo on Imagenette with a pool of 14 operations, of which each view draws two.
 
     python engine/sweep.py r4
-    python engine/sweep.py r4 --size 64 --width 16 --subset 1000 --epochs 10 --batch 64               # cut to minutes
+    python engine/sweep.py r4 --width 16 --size 64 --subset 2000 --epochs 10 --batch 64 \
+        --train="--momentum 0.99" --evaluate="--probe-augmented.epochs 4 --finetune.epochs 4"         # cut to minutes
 
 The recipe `pool-14` names the operations; it is normalised by Imagenette's own mean and std. ResNet-50 at 112 px, head
 2048-512-128 with BatchNorm and ReLU between, T .07, 4,096 keys, momentum .999, batch 256, Adam of lr 1e-3 and weight
