@@ -314,7 +314,7 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
         load_trained(text, Said(), CPU)
     with pytest.raises(UserError, match=r"^/.*text.pt: not a readable file of weights"):
         load_trained(text, Said(arch="resnet18"), CPU)
-    with pytest.raises(UserError, match=r"last.pt: there is no such file"):
+    with pytest.raises(UserError, match=r"this folder is no run"):
         load_trained(tmp_path, Said(), CPU)
 
 

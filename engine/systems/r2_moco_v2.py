@@ -4,8 +4,8 @@ r"""R2: MoCo v2 (ImageNet-1k): its ablation, its temperatures, SimCLR beside it,
     python engine/sweep.py r2-temperature --data path/to/imagenet
     python engine/sweep.py r2-simclr --data path/to/imagenet
     python engine/sweep.py r2-demo
-    python engine/sweep.py r2-ablation --data imagenette --arch resnet18 --width 16 --size 64 --subset 4000 --epochs 5 \
-        --batch 64 --train="--momentum 0.99" --evaluate="--probe-augmented.epochs 5"    # cut to minutes
+    python engine/sweep.py r2-ablation --data imagenette --arch resnet18 --width 16 --size 64 --subset 2000 --epochs 2 \
+        --batch 64 --train="--momentum 0.99" --evaluate="--probe-augmented.epochs 3"    # cut to minutes
     python engine/sweep.py r2-simclr --data cifar10 --arch resnet18 --stem cifar --width 16 --size 32 --batch 32 \
         --subset 5000 --epochs 2                                        # batches of 32, 512 and 1,024
     python engine/sweep.py r2-demo --subset 5000 --epochs 10 --width 16 --batch 128
