@@ -20,15 +20,9 @@ from pathlib import Path
 if __name__ == "__main__":  # run by path: see the package, not this folder (whose names would shadow others)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import json
-import os
 import shlex
-import signal
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from threading import Event
 from typing import Any
 
 import tyro
@@ -36,24 +30,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import Progress, TaskID
 from rich.table import Table
 from tyro.conf import DisallowNone
 
 from penstock.benchmarks.results import check_places, write_results
-from penstock.engine.config import TrainConfig, flag
+from penstock.engine.config import TrainConfig
 from penstock.engine.csv_log import read_csv
-from penstock.engine.defaults import METHODS
-from penstock.engine.evaluate.data import labelled, open_validation
+from penstock.engine.data import labelled_images
+from penstock.engine.defaults import METHODS, check_choices, complete
+from penstock.engine.in_turn import STOPPED, InTurn
+from penstock.engine.runs import Run, check_same, read_run
 from penstock.errors import UserError, run_command
-from penstock.files import write_whole
 from penstock.loaders import open_source
-from penstock.loaders.threads import available_cpus
 from penstock.machine import describe_machine, git_commit, machine_line, versions
-
-TRAIN = Path(__file__).resolve().parents[1] / "engine/train.py"
-LAST_LINES = 12  # of what a failed run said
-SAME = ("data", "subset", "epochs", "arch", "width", "stem", "batch", "seed", "train")  # what a run's figures depend on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,107 +86,36 @@ def check(config: Config) -> None:
         if getattr(config, name) < 1:
             raise UserError(f"--{name} {getattr(config, name)}: it takes at least 1")
     check_places(json=config.json, plot=config.plot)
-    for name in config.methods:
-        check_same(config, name)
-    check_evaluated(config)
+    for method in config.methods:
+        check_run(run_of(config, method), config.out / method)
 
 
-def check_same(config: Config, method: str) -> None:
-    """Refuse to go on with a run, or to report one, that began with other settings."""
-    out = config.out / method
-    if not (out / "epochs.csv").exists():
-        return
-    if not (out / "arguments.json").exists():
-        raise UserError(f"{out}: a run lies there that this benchmark did not start: choose another --out")
-    for name, was in read_start(out)["settings"].items():
-        if was != getattr(config, name):
-            asked = f"{flag(name)} {was!r}, not {getattr(config, name)!r}"
-            raise UserError(f"{out}: this run was trained with {asked}: choose another --out")
-
-
-def check_evaluated(config: Config) -> None:
-    """Refuse data that kNN cannot classify: the runs would end without what the table is about."""
-    words = arguments(config, config.methods[0])
-    run = tyro.cli(TrainConfig, args=words, config=(DisallowNone,), prog="engine/train.py")
-    if run.knn_every == 0:
+def check_run(run: Run, folder: Path) -> None:
+    """Refuse to go on with a run, or to report one, that began with other settings, and data that kNN cannot classify:
+    the run would end without what the table is about."""
+    check_same(run, folder)
+    check_choices(run.config)
+    if run.config.knn_every == 0:
         raise UserError("--train has --knn-every 0, and the table is of kNN accuracies: leave it out")
-    bank = labelled(open_source(run.data, class_list=run.class_list))
-    if not len(bank) or open_validation(run.data, val_data=run.val_data, class_list=run.class_list) is None:
+    source = open_source(run.config.data, run.config.split, class_list=run.config.class_list, limit=run.config.subset)
+    completed = complete(run.config, source=source.name, length=len(source), world=1)
+    if labelled_images(completed, source) is None:
         raise UserError(
-            f"--data {run.data}: kNN needs labels and a validation split, and these have none: choose other data, or"
-            ' name labelled images of the same classes, as in --train="--val-data FOLDER"'
+            f"--data {run.config.data}: kNN needs labels and a validation split, and these have none: choose other"
+            ' data, or name labelled images of the same classes, as in --train="--val-data FOLDER"'
         )
 
 
-def arguments(config: Config, method: str) -> list[str]:
-    """What is typed behind engine/train.py to begin a method's run."""
-    words = ["--method", method, "--data", config.data, "--epochs", str(config.epochs), "--arch", config.arch,
-             "--width", str(config.width), "--stem", config.stem, "--batch", str(config.batch),
-             "--seed", str(config.seed), "--knn-every", str(max(1, config.epochs // 4)),
-             "--out", str(config.out / method)]  # fmt: skip
-    if config.subset is not None:
-        words += ["--subset", str(config.subset)]
-    return [*words, *shlex.split(config.train)]
-
-
-def run(config: Config, method: str, progress: Progress, task: TaskID, stop: Event) -> None:
-    """Train one method, unless that was done before. Raises UserError with the end of what a failed run said."""
-    out = config.out / method
-    progress.update(task, completed=epochs_done(out))
-    if epochs_done(out) >= config.epochs or stop.is_set():
-        return
-    threads = str(max(1, available_cpus() // config.jobs))
-    out.mkdir(parents=True, exist_ok=True)
-    write_start(config, out)
-    last = out / "last.pt"  # goes on with all that it began with
-    words = ["--resume", str(last)] if last.exists() else arguments(config, method)
-    with (out / "output.txt").open("a") as output:
-        process = subprocess.Popen(  # in a session of its own: a Ctrl-C reaches it only through us, so only once
-            [sys.executable, str(TRAIN), *words], start_new_session=True,
-            stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": threads},
-        )  # fmt: skip
-    while process.poll() is None:
-        progress.update(task, completed=epochs_done(out))
-        if stop.wait(0.5):
-            process.terminate()  # once: it saves after its step; asked twice, it would leave without
-            process.wait()
-    progress.update(task, completed=epochs_done(out))
-    if process.returncode and not stop.is_set():
-        stop.set()
-        said = "\n".join((out / "output.txt").read_text().strip().splitlines()[-LAST_LINES:])
-        raise UserError(f"{method} ended with code {process.returncode} ({out / 'output.txt'}):\n{said}")
-
-
-def write_start(config: Config, out: Path) -> None:
-    """Write OUT/arguments.json: the settings, and the commits that the run was begun and gone on with."""
-    settings, commit = {name: getattr(config, name) for name in SAME}, git_commit()
-    commits = read_start(out)["commits"] if (out / "epochs.csv").exists() else []
-    commits += [commit] if commit not in commits[-1:] else []
-    text = json.dumps({"settings": settings, "commits": commits}, indent=2) + "\n"
-    write_whole(out / "arguments.json", lambda path: path.write_text(text))
-
-
-def read_start(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out / "arguments.json").read_text())
-    return found
-
-
-def epochs_done(out: Path) -> int:
-    return max((int(row["epoch"]) for row in read_csv(out / "epochs.csv")), default=0)
-
-
-def train_all(config: Config, console: Console) -> None:
-    """All runs, `jobs` at a time; Ctrl-C ends them after their step, saved."""
-    stop = Event()
-    with Progress(console=console) as progress, ThreadPoolExecutor(config.jobs) as pool:
-        tasks = {method: progress.add_task(method, total=config.epochs) for method in config.methods}
-        try:
-            runs = [pool.submit(run, config, method, progress, task, stop) for method, task in tasks.items()]
-            for done in runs:
-                done.result()
-        except BaseException:
-            stop.set()
-            raise
+def run_of(config: Config, method: str) -> Run:
+    """What a method is trained with."""
+    settings = TrainConfig(
+        method=method, data=config.data, subset=config.subset, epochs=config.epochs, arch=config.arch,
+        width=config.width, stem=config.stem, batch=config.batch, seed=config.seed,
+        knn_every=max(1, config.epochs // 4),
+    )  # fmt: skip
+    words = shlex.split(config.train)
+    told = tyro.cli(TrainConfig, args=words, config=(DisallowNone,), default=settings, prog="--train")
+    return Run(name=method, config=told)
 
 
 def row_of(out: Path, method: str) -> dict[str, Any]:
@@ -216,7 +134,7 @@ def row_of(out: Path, method: str) -> dict[str, Any]:
         "knn_by_epoch": {int(row["epoch"]): row["knn"] for row in epochs if "knn" in row},
         "images_per_s": sum(row.get("images_per_s", 0.0) * row.get("train_seconds", 0.0) for row in epochs) / seconds,
         "minutes": seconds / 60,
-        "commits": read_start(out)["commits"],
+        "commits": read_run(out)["commits"],
     }
 
 
@@ -274,7 +192,13 @@ def main(arguments: list[str] | None = None) -> int:
     config = tyro.cli(Config, args=arguments, description=__doc__)
     check(config)
     console = Console()
-    train_all(config, console)
+    runs = [run_of(config, method) for method in config.methods]
+    turn = InTurn(runs, lambda method: config.out / method, jobs=config.jobs, console=console)
+    if not turn.carry_out():
+        print("penstock: stopped; the same command goes on", file=sys.stderr)
+        return STOPPED
+    if turn.failed:
+        raise UserError("\n".join(turn.failed.values()))
     report = report_of(config, sys.argv[1:] if arguments is None else arguments)
     console.print(table(report))
     write_results(report, draw_chart, json_file=config.json, plot=config.plot)
@@ -282,5 +206,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the runs, too
     run_command(main)

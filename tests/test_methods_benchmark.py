@@ -9,17 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event
 
 import numpy as np
 import pytest
 from PIL import Image
-from rich.progress import Progress
 
-from penstock.benchmarks import methods
-from penstock.benchmarks.methods import Config, main
+from penstock.benchmarks.methods import main
 from penstock.engine.checkpoint import load_checkpoint
 from penstock.engine.csv_log import read_csv
 from penstock.errors import UserError
@@ -48,26 +44,27 @@ def test_a_table_with_its_picture_made_without_repeating_a_run(
     written = (out / "simsiam" / "epochs.csv").stat().st_mtime_ns
     assert main([*TINY, *options]) == 0
     assert (out / "simsiam" / "epochs.csv").stat().st_mtime_ns == written
-    with pytest.raises(UserError, match=r"moco-v2: this run was trained with --width 8, not 16: choose another --out"):
+    with pytest.raises(UserError, match=r"moco-v2: this run was begun with --width 8, not 16: choose another --out"):
         main([*TINY, *options, "--width", "16"])
-    (out / "moco-v2" / "arguments.json").unlink()
-    with pytest.raises(UserError, match="that this benchmark did not start: choose another --out"):
+    (out / "moco-v2" / "run.json").unlink()
+    with pytest.raises(UserError, match="a run lies there that was not begun from here: choose another --out"):
         main([*TINY, *options])
 
 
 def test_a_run_that_was_stopped_goes_on_only_with_its_settings(tmp_path: Path) -> None:
-    run = ["--methods", "simsiam", "--out", str(tmp_path)]
-    started = {"data": "shapes", "subset": 64, "epochs": 9, "arch": "resnet18", "width": 16, "stem": "auto",
-               "batch": 32, "seed": 0, "train": "--optimizer adamw"}  # fmt: skip
+    begun = {"subset": 64, "epochs": 9, "width": 16, "stem": "auto", "batch": 32, "method": "simsiam", "knn_every": 2,
+             "optimizer": "adamw"}  # fmt: skip
     (tmp_path / "simsiam").mkdir()
     (tmp_path / "simsiam" / "epochs.csv").write_text("epoch,step,knn\n0,0,10\n")
-    (tmp_path / "simsiam" / "arguments.json").write_text(json.dumps({"settings": started, "commits": ["one"]}))
-    same = ["--subset", "64", "--epochs", "9", "--batch", "32", "--train=--optimizer adamw"]
+    (tmp_path / "simsiam" / "run.json").write_text(json.dumps({"settings": begun, "evaluation": []}))
+    same = ["--methods", "simsiam", "--out", str(tmp_path), "--subset", "64", "--epochs", "9", "--batch", "32"]
     others = {"data": "cifar10", "subset": 65, "epochs": 8, "arch": "resnet34", "width": 8, "stem": "half", "batch": 16,
-              "seed": 1, "train": "--optimizer sgd"}  # fmt: skip
+              "seed": 1}  # fmt: skip
     for name, other in others.items():
-        with pytest.raises(UserError, match=f"this run was trained with --{name} .*, not .*choose another --out"):
-            main([*run, *same, f"--{name}={other}"])
+        with pytest.raises(UserError, match=f"this run was begun with --{name} .*, not {other}: choose another --out"):
+            main([*same, "--train=--optimizer adamw", f"--{name}={other}"])
+    with pytest.raises(UserError, match="begun with --optimizer adamw, not sgd"):
+        main([*same, "--train=--optimizer sgd"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -91,29 +88,6 @@ def test_stopped_by_a_signal_a_run_is_saved_and_finishes_another_time(number: in
         assert read_csv(out / "epochs.csv")[-1]["epoch"] == 1
 
 
-STUB = """import os, signal, time
-heard = []
-signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
-print("ready", flush=True)
-while not heard:
-    time.sleep(0.01)
-time.sleep(1.2)  # saves
-print(len(heard), os.getsid(0) == os.getpid())"""
-
-
-def test_a_run_is_asked_once_to_stop_and_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "train.py").write_text(STUB)
-    monkeypatch.setattr(methods, "TRAIN", tmp_path / "train.py")
-    said, stop = tmp_path / "byol" / "output.txt", Event()
-    with ThreadPoolExecutor() as pool, Progress() as progress:
-        done = pool.submit(methods.run, Config(out=tmp_path), "byol", progress, progress.add_task(""), stop)
-        while not done.done() and not (said.exists() and said.read_text()):
-            time.sleep(0.01)
-        stop.set()
-        done.result()
-    assert said.read_text() == "ready\n1 True\n"
-
-
 @pytest.mark.parametrize("labels", [True, False])
 def test_data_that_knn_cannot_classify_are_refused_before_anything_starts(labels: bool, tmp_path: Path) -> None:
     for number in range(4):
@@ -121,13 +95,14 @@ def test_data_that_knn_cannot_classify_are_refused_before_anything_starts(labels
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
     with pytest.raises(UserError, match=r"kNN needs labels and a validation split.*--val-data FOLDER"):
-        main(["--data", str(tmp_path / "photos"), "--out", str(tmp_path / "runs")])
+        main(["--data", str(tmp_path / "photos"), "--batch", "4", "--out", str(tmp_path / "runs")])
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_that_fails_is_named_with_what_it_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"(?s)moco-v2 ended with code 2 .*--queue 7 is not a multiple"):
-        main([*TINY, "--train=--queue 7", "--out", str(tmp_path)])
+    words = [*TINY, "--methods", "moco-v2", "--train=--size 16 --hidden 16 --lr 1e30 --optimizer sgd"]
+    with pytest.raises(UserError, match=r"moco-v2: .* by step \d+ \(epoch 1\): try --lr below 1e\+30"):
+        main([*words, "--out", str(tmp_path)])
 
 
 @pytest.mark.parametrize(
@@ -137,6 +112,7 @@ def test_a_run_that_fails_is_named_with_what_it_said(tmp_path: Path) -> None:
         (["--jobs", "0"], "--jobs 0: it takes at least 1"),
         (["--plot", "x.txt"], "must end in .png"),
         (["--train=--knn-every 0"], "--knn-every 0, and the table is of kNN"),
+        ([*TINY, "--train=--queue 7"], "--queue 7 is not a multiple"),
     ],
 )
 def test_wrong_inputs_are_named(arguments: list[str], message: str) -> None:

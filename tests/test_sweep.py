@@ -266,7 +266,7 @@ def test_the_picture_has_rows_side_by_side(
 ) -> None:
     figure, labels = picture(report, tmp_path, monkeypatch)
     assert labels == ["weak", "strong"]
-    assert heights(figure)[:2] == [[80, 90], [50, 71]]
+    assert heights(figure)[:2] == [[80, 90], [50, 72]]
     legend = figure.axes[0].get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == ["gray", "blur", "measured", "published"]
