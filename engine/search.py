@@ -110,7 +110,7 @@ class Config(TrainConfig):
     out: Path | None = None
     """Where all of it goes; default: runs/search-RECIPE, where the same command goes on."""
     resume: Suppress[str | None] = None
-    """Refused: a search goes on by the same command."""
+    """No option here: a search goes on by the same command."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -143,8 +143,6 @@ def check(config: Config) -> None:
         raise UserError(f"--pruner {config.pruner!r} is not known: choose one of {', '.join(PRUNERS)}")
     if config.knn_every == 0:
         raise UserError("--knn-every 0: kNN is what a search goes by: leave it out")
-    if config.resume is not None:
-        raise UserError("--resume is for one training: a search goes on by the same command")
     if config.val_data is not None and config.held_out is not None:
         raise UserError("--held-out is not needed with --val-data, whose images score: leave one of them out")
     try:

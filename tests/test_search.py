@@ -465,7 +465,6 @@ def test_another_search_in_the_folder_is_refused(images: Path, trainings: Traini
         (["--pruner", "mean"], "--pruner 'mean' is not known: choose one of median"),
         (["--subset", "50", "--held-out", "20"], "50 images to train on and 20 to hold out, but it has 60"),
         (["--knn-every", "0"], "leave it out"),
-        (["--resume", "auto"], "goes on by the same command"),
         (["--val-data", "shapes", "--held-out", "5"], "leave one of them out"),
         (["--batch", "64"], "--batch 64 is larger than the data"),
     ],
