@@ -100,7 +100,7 @@ class Sums:
 
 
 def _sums_of_levels(image: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """int64 [2, 3]: the sums of an image's levels and of their squares. Decoding a JPEG takes twice as long."""
+    """int64 [2, 3]: the sums of an image's levels and of their squares, exact: whole numbers."""
     pixels = image.reshape(-1, 3)
     sums = np.zeros((2, 3), np.int64)
     for first in range(0, len(pixels), STRIP):
