@@ -18,12 +18,11 @@ import torch
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from penstock.engine.runs import PAUSE, Place, Run, RunFailed, carry_out, epochs_done, is_finished
+from penstock.engine.runs import PAUSE, REFUSED, Place, Run, RunFailed, carry_out, epochs_done, is_finished
 from penstock.engine.signals import Interrupts
 from penstock.loaders.threads import available_cpus
 
-REFUSED = 2  # the exit code of a command that was given what cannot work
-STOPPED = 130  # and of those whose runs were asked to stop, by Ctrl-C or SIGTERM
+STOPPED = 130  # the exit code of a command whose runs were asked to stop, by Ctrl-C or SIGTERM
 
 
 class InTurn:

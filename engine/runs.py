@@ -34,6 +34,7 @@ from penstock.machine import git_commit
 ENGINE = Path(__file__).resolve().parent
 DOWNSTREAM = "downstream"  # in a run's folder: not `evaluation`, where a user's own would take its place
 LAST_LINES = 12  # of what a failed run said
+REFUSED = 2  # the exit code of a command that was given what cannot work
 PAUSE = 0.5  # seconds between two looks at a process
 OWN = ("out", "resume", "device", "workers")  # where and how a run is carried out, not what it is
 
@@ -172,7 +173,7 @@ def _process(words: list[str], folder: Path, place: Place, lock: int, stop: Even
             watch()
     finally:
         if process.poll() is None:
-            process.terminate()  # once: it saves after its step; asked twice, it would leave without
+            process.terminate()  # it saves after its step, even if Slurm has asked it already
             process.wait()
     watch()
     if process.returncode and not stop.is_set():

@@ -18,7 +18,7 @@ COMMANDS = {  # name: (module, what it does)
     "train": ("penstock.engine.train", "train an encoder without labels, and write its report"),
     "evaluate": ("penstock.engine.evaluate.run", "say how good a checkpoint's features are"),
     "sweep": ("penstock.engine.sweep", "reproduce a published table, in full or cut to minutes"),
-    "search": ("penstock.engine.search", "look for a better augmentation by training with many"),
+    "search": ("penstock.engine.search.run", "look for a better augmentation by training with many"),
     "export": ("penstock.engine.export.run", "write a backbone for torchvision, timm, detectron2 or ONNX"),
     "convert": ("penstock.loaders.convert", "turn a set of images into shards that load faster"),
     "statistics": ("penstock.loaders.statistics", "measure the mean and std that images are normalised by"),

@@ -14,12 +14,12 @@ import tyro
 from torch import nn
 
 from penstock.augment import load_recipe
-from penstock.engine import search
 from penstock.engine.config import CompleteConfig, TrainConfig
 from penstock.engine.defaults import check_choices, complete
 from penstock.engine.evaluate import run as evaluation
 from penstock.engine.methods.heads import NORMS, build_head
 from penstock.engine.runs import words_of
+from penstock.engine.search import run as search
 from penstock.engine.sweep import Config as SweepConfig
 from penstock.engine.systems import SYSTEMS, TABLES, Entry, Table
 from penstock.engine.systems.plan import plan
@@ -123,7 +123,7 @@ def test_the_commands_in_a_docstring_can_be_run(system: ModuleType) -> None:
                 completed(config)
             case "engine/evaluate/run.py":
                 evaluation.check(evaluation.parse(words))
-            case "engine/search.py":
+            case "engine/search/run.py":
                 search.check(tyro.cli(search.Config, args=words))
             case _:
                 raise AssertionError(file)

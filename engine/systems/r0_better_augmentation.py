@@ -35,7 +35,7 @@ What the authors name as work to come:
     python engine/train.py --data cifar10 --method moco-v1 --recipe albumentations-7 --mochi 1024 1024 128     # MoCHi
     python engine/train.py --data cifar10 --method moco-v1 --recipe multi-crop                             # multi-crop
     python engine/train.py --data cifar10 --method simclr --recipe albumentations-7                     # or byol, swav
-    python engine/search.py --data cifar10 --method moco-v1 --recipe moco-cifar --add solarize clahe    # the best list
+    python engine/search/run.py --data cifar10 --method moco-v1 --recipe moco-cifar --add solarize clahe     # best list
 """
 
 from __future__ import annotations

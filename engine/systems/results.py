@@ -57,6 +57,7 @@ def gather(table: Table, cells: Sequence[Cell], folder: Callable[[str], Path], *
 
 
 def _row(cell: Cell, folder: Callable[[str], Path]) -> dict[str, Any]:
+    """`std` is of these runs (divided by n), as the published ones are, not an estimate from them (n - 1)."""
     finished = [folder(run.name) for run in cell.runs if is_finished(folder(run.name))]
     scores = [cell.entry.score(path) for path in finished]
     figures = [score for score in scores if score is not None]
@@ -65,7 +66,7 @@ def _row(cell: Cell, folder: Callable[[str], Path]) -> dict[str, Any]:
         "column": cell.entry.column,
         "figures": figures,
         "mean": mean(figures) if figures else None,
-        "std": pstdev(figures) if len(figures) > 1 else None,  # of these runs, as the published ones
+        "std": pstdev(figures) if len(figures) > 1 else None,
         "published": cell.entry.published,
         "published_std": cell.entry.published_std,
         "runs": [run.name for run in cell.runs],

@@ -99,16 +99,15 @@ def fall_of_loss(folder: Path) -> float | None:
     return max(losses) / losses[-1] if losses else None
 
 
-def evaluated(protocol: str, measure: str = "top1", *, part: str = "validation", best: bool = False) -> Score:
-    """A figure that engine/evaluate/run.py found, on `validation` or `train` images: of the last epoch, or the best."""
+def evaluated(protocol: str, *, part: str = "validation") -> Score:
+    """The top-1 accuracy that engine/evaluate/run.py found after the last epoch, on `validation` or `train` images."""
 
     def score(folder: Path) -> float | None:
         path = folder / DOWNSTREAM / "results.json"
         outcome = json.loads(path.read_text())["figures"]["trained"].get(protocol) if path.exists() else None
         if outcome is None:
             return None
-        figures: dict[str, float] = outcome["best"] if best else outcome[part]
-        return figures[measure]
+        return float(outcome[part]["top1"])
 
     return score
 

@@ -1,4 +1,4 @@
-"""What `engine/search.py` may change in a recipe: probabilities and strengths within bounds, nothing else.
+"""What `engine/search/run.py` may change in a recipe: probabilities and strengths within bounds, nothing else.
 
 Trial 0 is the recipe as it stands, so bounds reach out to its own values where those lie beyond them. A value that is
 not touched stays as it is, to the last digit. Order is kept, and operations that are equal (a flip in both lists of

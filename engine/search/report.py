@@ -28,7 +28,7 @@ from matplotlib.ticker import MaxNLocator
 from penstock.augment.recipes import dump_recipe
 from penstock.engine.backbones import takes_width
 from penstock.engine.config import CompleteConfig
-from penstock.engine.search_space import Space
+from penstock.engine.search.space import Space
 from penstock.files import write_whole
 from penstock.loaders import Source
 from penstock.machine import describe_machine, git_commit, versions
@@ -136,7 +136,7 @@ def best_yaml(report: Report, space: Space) -> str:
     values = {name: value["best"] for name, value in report["values"].items()}
     number, tried = report["best_trial"], len(report["trials"])
     gain = f"kNN {report['best']:.2f} %, {report['given']:.2f} % as it was" if number else "no other was better"
-    found = f"{report['recipe']}, trial {number} of {tried} of engine/search.py: {gain}; {report['header']}"
+    found = f"{report['recipe']}, trial {number} of {tried} of engine/search/run.py: {gain}; {report['header']}"
     return dump_recipe(replace(space.recipe_of(values), name=f"{report['recipe']}-searched", about=found))
 
 
@@ -180,6 +180,10 @@ def _confirmation(report: Report) -> str:
 
 
 def _mean(figures: Sequence[float]) -> str:
+    """With the standard deviation that other seeds are expected to have, estimated from these (divided by n - 1).
+
+    Those of the tables of `systems/` are of their own runs alone (divided by n), as their authors publish them.
+    """
     if not figures:
         return "no figure (all runs failed)"
     spread = f" ± {stdev(figures):.2f}" if len(figures) > 1 else ""
