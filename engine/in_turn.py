@@ -1,7 +1,7 @@
 """A list of runs, carried out on this machine: some at a time, each in a process of its own, shown and stopped as one.
 
-`runs.py` says what a run is. Asked to stop (Ctrl-C, SIGTERM), all save after their step; asked again, this process
-leaves at once, and those that save are waited for by whoever starts the list again.
+`runs.py` says what a run is. Asked to stop (Ctrl-C, SIGTERM), all save after their step; by a second Ctrl-C this
+process leaves at once, and those that save are waited for by whoever starts the list again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,12 @@
-"""Ctrl-C and SIGTERM: asked once, training ends after the step in hand and saves; asked twice, it leaves at once."""
+"""Ctrl-C and SIGTERM: asked, training ends after the step in hand and saves; by a second Ctrl-C it leaves at once.
+
+By that alone: SIGTERM comes from machines, which repeat it (at a pre-emption Slurm sends one, whoever started the
+training another) and send it along with a Ctrl-C. It changes nothing where a signal came before; and a Ctrl-C after it
+is the first, which says how to leave at once.
+
+SIGUSR1 and SIGUSR2, by which Slurm announces an end to every process of a step, kill those that do not expect them, so
+they are ignored: they are for whoever started the training, who then sends it SIGTERM (slurm.py, penstock.sbatch).
+"""
 
 from __future__ import annotations
 
@@ -7,20 +15,25 @@ import signal
 import sys
 from types import FrameType, TracebackType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+REQUESTS = (signal.SIGINT, signal.SIGTERM)
+NOTICES = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Interrupts:
-    """While entered, remembers the first signal in `received` (0: none) instead of stopping the process."""
+    """While entered, remembers the first request in `received` (0: none) instead of stopping the process."""
 
     def __init__(self, *, alone: bool = True, speaks: bool = True) -> None:
         """`alone`: not one of several ranks, to which torchrun passes on a Ctrl-C that they have already had."""
         self.alone, self.speaks = alone, speaks
         self.received = 0
+        self.seen: set[int] = set()
 
     def __enter__(self) -> Interrupts:
         self.process = os.getpid()
-        self.before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        self.before = {number: signal.signal(number, self._handle) for number in REQUESTS}
+        for number in NOTICES:
+            if signal.getsignal(number) == signal.SIG_DFL:  # else a caller wants it: submitit's own process, say
+                self.before[number] = signal.signal(number, signal.SIG_IGN)  # which processes started here inherit
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -32,9 +45,12 @@ class Interrupts:
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return
-        if self.received and self.alone:
+        ctrl_c, again = number == signal.SIGINT, number in self.seen
+        if ctrl_c and again and self.alone:
             os.write(sys.stderr.fileno(), b"penstock: left without saving\n")
             os._exit(128 + number)
-        if self.speaks and not self.received:
-            os.write(sys.stderr.fileno(), b"\npenstock: stopping after this step, to save; again: leave at once\n")
+        if self.speaks and not again and (ctrl_c or not self.seen):
+            how = b"; Ctrl-C again: leave at once" if ctrl_c and self.alone else b""
+            os.write(sys.stderr.fileno(), b"\npenstock: stopping after this step, to save" + how + b"\n")
+        self.seen.add(number)
         self.received = self.received or number

@@ -1,4 +1,4 @@
-"""What all tests share: a cache folder of their own, and no look over the network."""
+"""What all tests share: a cache folder of their own, no look over the network, and one thread for small networks."""
 
 from __future__ import annotations
 
@@ -24,3 +24,24 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PENSTOCK_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Here and in the processes started: so small a network gains nothing from more, and loses much if others run."""
+    import torch  # takes seconds, which tests without networks need not wait for
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def quick_checkpoints() -> Iterator[None]:
+    """Ones that wait for no disk: some tests write one every few milliseconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("penstock.engine.checkpoint.os.fsync", lambda file: None)
+        yield

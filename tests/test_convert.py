@@ -27,13 +27,9 @@ from penstock.loaders.sidecar import sidecar_path
 from penstock.loaders.sources.arrays import ImageArrays
 from penstock.loaders.sources.folder import ImageFolder
 from penstock.loaders.webdataset import WebDatasetSource
+from tests.small_betons import smooth
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def smooth(height: int, width: int, seed: int) -> NDArray[np.uint8]:
-    coarse = np.random.default_rng(seed).integers(40, 216, (3, 3, 3), np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def save(path: Path, image: Image.Image, **options: object) -> None:

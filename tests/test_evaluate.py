@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +29,12 @@ from penstock.engine.train import main as train
 from penstock.errors import UserError
 from penstock.loaders.sources import ImageArrays
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES, TRAIN, SUBSET, VAL = 7, 70, 63, 28  # more than five classes, so that there is a top-5
 TINY = ["--loader", "folder", "--width", "8", "--size", "16", "--batch", "10", "--queue", "20", "--epochs", "1",
         "--lr", "0.03", "--workers", "2", "--knn-k", "20", "--bn-splits", "1"]  # fmt: skip
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

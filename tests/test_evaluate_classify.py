@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,53 +20,16 @@ from penstock.augment.recipes import dump_recipe
 from penstock.engine.checkpoint import load_checkpoint
 from penstock.engine.csv_log import read_csv
 from penstock.engine.evaluate.classifier_config import PROTOCOLS, ClassifierConfig, learning_rate_share, training_recipe
-from penstock.engine.evaluate.classify import ClassifierResult, train_classifier
 from penstock.engine.evaluate.linear import LinearClassifier
-from penstock.engine.evaluate.supervised import Stopped, Training, build_classifier
+from penstock.engine.evaluate.supervised import Training, build_classifier
 from penstock.engine.precision import Precision
 from penstock.engine.split_bn import SplitBatchNorm2d
 from penstock.errors import UserError
 from penstock.loaders import Order
 from penstock.loaders.sources import ImageArrays
+from tests.tiny_classifier import CLASSES, CPU, FEATURES, FP32, SIZE, TINY, TRAIN, VAL, fit, images, tiny_backbone
 
-CPU = torch.device("cpu")
-FP32 = Precision(device=CPU, dtype=None)
-SIZE, FEATURES, CLASSES = 16, 6, ("red", "green", "blue")
-TINY = ClassifierConfig(epochs=3, batch=16, lr=0.5, loader="folder", workers=1)
-SPEED = ("images_per_s", "wait_share")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_runs() -> Iterator[None]:
-    """Many, with a checkpoint every few milliseconds: none waits for the disk, or for other threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("penstock.engine.checkpoint.os.fsync", lambda file: None)
-        yield
-    torch.set_num_threads(before)
-
-
-def images(count: int, *, seed: int = 0, classes: tuple[str, ...] = CLASSES) -> ImageArrays:
-    """Noise in which the label's channel is a little brighter."""
-    noise = np.random.default_rng(seed)
-    pixels, labels = noise.integers(0, 200, (count, SIZE, SIZE, 3), np.uint8), noise.integers(0, len(CLASSES), count)
-    pixels[np.arange(count), :, :, labels] += 25
-    return ImageArrays(pixels, labels, classes, f"noise-{count}")
-
-
-TRAIN, VAL = images(72), images(40, seed=1)
-
-
-def tiny_backbone(*, dropout: float = 0.0) -> nn.Module:
-    """[N, 3, S, S] -> [N, 6], its BatchNorm statistics as of some training."""
-    torch.manual_seed(0)
-    norm = nn.BatchNorm2d(FEATURES)
-    with torch.no_grad():
-        norm.running_mean.normal_(std=0.1)
-        norm.running_var.uniform_(0.5, 1.5)
-    pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout))
-    return nn.Sequential(nn.Conv2d(3, FEATURES, 3, stride=2), norm, nn.ReLU(), *pool)
+pytestmark = pytest.mark.usefixtures("one_thread", "quick_checkpoints")
 
 
 def as_they_are(folder: Path) -> Recipe:
@@ -82,12 +43,6 @@ def as_they_are(folder: Path) -> Recipe:
 def normalised(source: ImageArrays, recipe: Recipe) -> torch.Tensor:
     pixels = (source.images / 255 - np.array(recipe.mean)) / np.array(recipe.std)
     return torch.from_numpy(pixels).float().permute(0, 3, 1, 2)
-
-
-def fit(config: ClassifierConfig, out: Path, backbone: nn.Module | None = None, **options: Any) -> ClassifierResult:
-    options = {"precision": FP32, "like": RECIPES["probe"].resized(SIZE), "progress": False} | options
-    train, val = options.pop("train", TRAIN), options.pop("val", VAL)
-    return train_classifier(backbone or tiny_backbone(), FEATURES, train, val, config, out=out, **options)
 
 
 def network(path: Path) -> dict[str, torch.Tensor]:
@@ -187,87 +142,6 @@ def test_plain_images_beside_augmented_ones_have_the_same_labels(tmp_path: Path)
     config = replace(TINY, recipe=str(tmp_path / "plain.yaml"))
     once, twice = (fit(replace(config, plain=plain), tmp_path / str(plain), like=None) for plain in (False, True))
     torch.testing.assert_close(network(twice.last_weights), network(once.last_weights))
-
-
-RUNS = {
-    "probe": replace(TINY, schedule="cosine", warmup_epochs=0.5),
-    "finetune": replace(TINY, finetune=True, optimizer="adam", lr=0.01, weight_decay=1e-3, label_smoothing=0.1),
-}
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ClassifierResult]:
-    """Uninterrupted runs."""
-    return {
-        name: fit(config, tmp_path_factory.mktemp(name), tiny_backbone(dropout=0.3)) for name, config in RUNS.items()
-    }
-
-
-@pytest.mark.parametrize(
-    ("place", "call", "taken"), [("_step", 2, 2), ("_step", 4, 4), ("_step", 7, 7), ("_validate", 2, 4)]
-)
-@pytest.mark.parametrize("name", RUNS)
-def test_a_run_that_was_stopped_ends_bit_for_bit_where_another_does(
-    name: str,
-    place: str,
-    call: int,
-    taken: int,
-    whole: dict[str, ClassifierResult],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """By a signal in a step within an epoch, in its last one, and while validating; no step is taken twice."""
-    with monkeypatch.context() as patch, pytest.raises(Stopped) as stopped:
-        count_calls(patch, place, signal_at=call)
-        fit(RUNS[name], tmp_path, tiny_backbone(dropout=0.3))
-    assert stopped.value.signal == signal.SIGTERM
-    calls = count_calls(monkeypatch, "_step")
-    resumed, expected = fit(RUNS[name], tmp_path, tiny_backbone(dropout=0.3)), whole[name]
-    assert len(calls) == RUNS[name].epochs * (len(TRAIN) // RUNS[name].batch) - taken
-    assert_equal(load_checkpoint(resumed.last_weights), load_checkpoint(expected.last_weights))
-    assert_equal(load_checkpoint(resumed.best_weights), load_checkpoint(expected.best_weights))
-    assert without_speed(read_csv(resumed.log)) == without_speed(read_csv(expected.log))
-    assert resumed.train == expected.train and resumed.last.predicted.equal(expected.last.predicted)
-
-
-def count_calls(patch: pytest.MonkeyPatch, name: str, *, signal_at: int | None = None) -> list[int]:
-    """Holds a number for each call of a method of Training's; at one of them a signal comes."""
-    calls, original = [], getattr(Training, name)
-
-    def counted(self: Training, *arguments: Any) -> Any:
-        calls.append(len(calls) + 1)
-        if len(calls) == signal_at:
-            signal.raise_signal(signal.SIGTERM)
-        return original(self, *arguments)
-
-    patch.setattr(Training, name, counted)
-    return calls
-
-
-def assert_equal(ours: Any, theirs: Any, place: str = "") -> None:
-    """Of nests of dictionaries and lists, bit for bit."""
-    if isinstance(ours, dict | list | tuple):
-        pairs = [(key, value) for key, value in (ours.items() if isinstance(ours, dict) else enumerate(ours))]
-        assert len(ours) == len(theirs), place
-        for key, value in pairs:
-            assert_equal(value, theirs[key], f"{place}/{key}")
-    else:
-        assert torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs, place
-
-
-def without_speed(rows: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{name: value for name, value in row.items() if name not in SPEED} for row in rows]
-
-
-def test_a_finished_run_gives_its_result_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = fit(TINY, tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(Training, "_step", None)  # no step is taken
-        again = fit(replace(TINY, workers=2, val_every=5), tmp_path)
-    assert again.train == first.train and again.best.predicted.equal(first.best.predicted)
-    assert [row["epoch"] for row in read_csv(again.log)] == [0, 1, 2, 3]
-    anew = fit(replace(TINY, lr=0.1), tmp_path, resume=False)
-    assert anew.train != first.train and len(read_csv(anew.log)) == 4
 
 
 @pytest.mark.parametrize("given", [{"lr": 30.0, "seed": 3, "epochs": 4}, {"lr": 5.0, "seed": 3}])
@@ -429,31 +303,6 @@ def test_images_without_a_label_are_left_out(tmp_path: Path) -> None:
     mixed = ImageArrays(VAL.images, np.where(np.arange(40) % 4, VAL.labels, -1), CLASSES, "mixed")
     result = fit(replace(TINY, epochs=1), tmp_path, val=mixed)
     assert result.last.label.tolist() == mixed.labels[mixed.labels >= 0].tolist()
-
-
-def test_a_run_of_other_settings_is_not_gone_on_with(tmp_path: Path) -> None:
-    short = replace(TINY, epochs=1)
-    fit(short, tmp_path)
-    other = tiny_backbone()
-    other[1].running_mean += 1
-    start = LinearClassifier(weight=torch.zeros(3, FEATURES), bias=torch.zeros(3))
-    cases: list[tuple[dict[str, Any], str]] = [
-        ({"config": replace(short, lr=0.25)}, "trained with --probe-augmented.lr 0.5, not 0.25: choose another --out"),
-        ({"config": replace(short, epochs=2)}, "--probe-augmented.epochs 1, not 2"),
-        ({"backbone": other}, "a backbone with the digest"),
-        ({"start": start}, "given weights at the start: False, not True"),
-        ({"train": images(71)}, "so many training images: 72, not 71"),
-        ({"like": RECIPES["moco-cifar"].resized(SIZE)}, "the recipe probe"),
-    ]
-    for options, message in cases:
-        with pytest.raises(UserError, match=message):
-            fit(**{"config": short, "out": tmp_path} | options)
-
-
-def test_a_file_that_is_no_checkpoint_is_named_as_it_lies(tmp_path: Path) -> None:
-    (tmp_path / "probe-augmented-last.pt").write_text("no checkpoint")
-    with pytest.raises(UserError, match=rf"^{tmp_path}/probe-augmented-last.pt: this is no checkpoint"):
-        fit(TINY, tmp_path)
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:

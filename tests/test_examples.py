@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted(ROOT.glob("docs/examples/*.py"))
 NEEDS = {"lightly_loop": "lightly", "solo_learn_loop": "lightning"}
 IMAGES, BATCH = 24, 8
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +34,6 @@ def photos(tmp_path_factory):
     for i in range(IMAGES):
         Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8)).save(folder / f"{i}.jpg")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """torch's threads wait for each other at each operation, which takes seconds where other programs run, too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def run(example, *arguments):

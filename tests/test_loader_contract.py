@@ -1,34 +1,26 @@
-"""Every loader keeps the same promises (`loaders/contract.py`); ours also agree with each other to the last bit."""
+"""Every loader keeps the same promises (`loaders/contract.py`); test_loader_pixels.py has what our own add."""
 
 from __future__ import annotations
 
 import gc
 import os
 import time
+from contextlib import closing
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from penstock.augment import Recipe, draw, evaluation, load_recipe
-from penstock.augment.executors import choose_executor
-from penstock.augment.operations import (
-    ByEpoch,
-    CenterCrop,
-    HorizontalFlip,
-    RandomChoice,
-)
-from penstock.augment.pixels import Pixels
+from penstock.augment import Recipe, load_recipe
+from penstock.augment.operations import ByEpoch, CenterCrop, HorizontalFlip, RandomChoice
 from penstock.augment.recipe import Growth, View
 from penstock.errors import BrokenImage, UserError
-from penstock.loaders import LOADERS, Subset, make_loader, missing, open_source
+from penstock.loaders import LOADERS, make_loader, open_source
 from penstock.loaders.order import Order
+from tests.shared_loaders import BATCH, IMAGES, SIZE, SharedLoaders, assert_same, by_sample, collect, need, write_images
 
-IMAGES, BATCH, SIZE = 22, 6, 16
 START = {"seed": 0, "order": "full", "samples": IMAGES, "epoch": 0, "consumed": 0}
-OURS = ["folder", "ffcv", "resident", "dali"]  # views are an executor's, on our rows
-RECIPES = ["moco-v2", "albumentations-7", "pool-14", "multi-crop"]
 WHOLE = CenterCrop(fraction=1.0)
 FLIPPED = HorizontalFlip(p=1.0)
 # A view that is flipped from epoch 1 on, one that always is, and two small ones.
@@ -49,11 +41,6 @@ GROWING = Recipe(
 GROWN = {0: (16, 10), 1: (24, 15), 2: (32, 20)}
 
 
-def need(name):
-    if reason := missing(name):
-        pytest.skip(reason)
-
-
 @pytest.fixture(params=list(LOADERS))
 def name(request):
     need(request.param)
@@ -67,22 +54,6 @@ def quick(request):
     return request.param
 
 
-@pytest.fixture(params=OURS)
-def ours(request):
-    need(request.param)
-    return request.param
-
-
-def write_images(folder, count=IMAGES, classes=("ant", "bee", "cat")):
-    rng = np.random.default_rng(0)
-    for i in range(count):
-        path = folder / classes[i % len(classes)] / f"{i:03}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        height, width = rng.integers(20, 60, 2)
-        coarse = Image.fromarray(rng.integers(0, 256, (5, 5, 3), np.uint8)).resize((int(width), int(height)))
-        (coarse.convert("L") if i == 4 else coarse).save(path, quality=90)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
@@ -91,64 +62,14 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def made():
-    """Loaders by what they were made with: some take seconds to compile, so tests share them."""
-    loaders = {}
-    yield loaders
-    for loader in loaders.values():
-        loader.close()
-
-
-@pytest.fixture
-def make(data, cache, made):
-    def build(name, source=data, fresh=False, **options):
-        # the ffcv package compiles every pipeline anew, jitter for half a minute
-        recipe = load_recipe("a" if name == "ffcv-package" else "moco-v2", size=SIZE)
-        options = {"batch": BATCH, "workers": 2, "recipe": recipe, "cache": cache} | options
-        key = (name, id(source), *sorted(options.items(), key=str))
-        if fresh:
-            return make_loader(name, source, **options)
-        if key not in made:
-            made[key] = make_loader(name, source, **options)
-        return made[key]
-
-    return build
-
-
-def collect(batches):
-    batches = list(batches)
-    return torch.cat([views.index for views in batches]), torch.cat([views.label for views in batches]), batches
-
-
-def by_sample(batches):
-    """Every sample's views, [V, 3, S, S] for each group, by its index."""
-    found = {}
-    for views in batches:
-        groups = [group.unflatten(0, (-1, len(views))) for group in views.groups]
-        found |= {int(i): [group[:, n] for group in groups] for n, i in enumerate(views.index)}
-    return found
-
-
-def assert_same_views(first, second):
-    assert first.keys() == second.keys()
-    assert all(torch.equal(a, b) for i in first for a, b in zip(first[i], second[i], strict=True))
+def make(data, tmp_path_factory):
+    with closing(SharedLoaders(data, tmp_path_factory.mktemp("cache"))) as loaders:
+        yield loaders
 
 
 def threads():
     """Of this process, native ones too."""
     return len(os.listdir("/proc/self/task"))
-
-
-def assert_same(first, second):
-    assert len(first) == len(second)
-    for ours, theirs in zip(first, second, strict=True):
-        assert torch.equal(ours.index, theirs.index) and torch.equal(ours.label, theirs.label)
-        assert all(torch.equal(a, b) for a, b in zip(ours.groups, theirs.groups, strict=True))
 
 
 def test_an_epoch_follows_the_order_with_the_right_labels(name, make, data):
@@ -345,119 +266,6 @@ def test_a_run_goes_on_in_mid_epoch_at_the_size_it_had(quick, make):
             assert_same([views], [again])  # whole images: nothing in them is drawn
 
 
-@pytest.fixture(params=RECIPES)
-def recipe(request):
-    return load_recipe(request.param, size=24)  # rain takes more than 20 px
-
-
-def test_workers_ranks_and_going_on_change_no_pixel(ours, recipe, make):
-    whole = list(make(ours, recipe=recipe).epoch(2))
-    for workers in (1, 7):
-        with make(ours, recipe=recipe, workers=workers, fresh=True) as loader:
-            assert_same(whole, list(loader.epoch(2)))
-            assert_same(whole[2:], list(loader.epoch(2, consumed=2 * BATCH)))
-    ranks = [make(ours, recipe=recipe, fresh=True, rank=rank, world=2, batch=BATCH // 2) for rank in range(2)]
-    shares = [by_sample(loader.epoch(2)) for loader in ranks]
-    assert_same_views(by_sample(whole), shares[0] | shares[1])
-    for loader in ranks:
-        loader.close()
-
-
-@pytest.mark.parametrize("other", OURS[1:])
-def test_our_loaders_give_the_same_pixels(other, recipe, make):
-    need(other)
-    assert_same(list(make("folder", recipe=recipe).epoch(0)), list(make(other, recipe=recipe).epoch(0)))
-
-
-def test_views_are_the_executors_of_the_image_as_pillow_reads_it(ours, recipe, make, data):
-    executor = choose_executor("auto", recipe)
-    for views in make(ours, recipe=recipe, keep_tail=True).epoch(1):
-        index = views.index.numpy()
-        pixels = Pixels.from_images([np.asarray(Image.open(data.path(i)).convert("RGB")) for i in index])
-        rows = draw(recipe, seed=0, epoch=1, index=index, height=pixels.height, width=pixels.width)
-        for group, made in zip(recipe.groups, views.groups, strict=True):
-            expected = torch.empty_like(made)
-            executor(pixels, rows.views(group.views), recipe, expected.unflatten(0, (-1, len(index))))
-            assert torch.equal(made, expected)
-
-
-def test_growing_views_are_the_executors_of_the_image_at_the_epochs_size(ours, recipe, make, data):
-    growing, executor = recipe.resized(32).growing(24, step=4), choose_executor("auto", recipe)
-    loader = make(ours, recipe=growing, keep_tail=True)
-    for epoch, side in ((2, 32), (0, 24), (1, 28)):
-        plain = recipe.resized(32).resized(side)
-        for views in loader.epoch(epoch):
-            index = views.index.numpy()
-            pixels = Pixels.from_images([np.asarray(Image.open(data.path(i)).convert("RGB")) for i in index])
-            rows = draw(plain, seed=0, epoch=epoch, index=index, height=pixels.height, width=pixels.width)
-            for group, made in zip(plain.groups, views.groups, strict=True):
-                expected = made.new_empty(
-                    (group.views.stop - group.views.start) * len(index), 3, group.size, group.size
-                )
-                expected = expected.to(memory_format=torch.channels_last)
-                executor(pixels, rows.views(group.views), plain, expected.unflatten(0, (-1, len(index))))
-                assert torch.equal(made, expected)
-
-
-def test_workers_ranks_and_going_on_change_no_pixel_of_growing_views(ours, make):
-    recipe = load_recipe("multi-crop", size=32).growing(16).over(6)
-    whole = [view for epoch in range(6) for view in make(ours, recipe=recipe).epoch(epoch)]
-    with make(ours, recipe=recipe, workers=7, fresh=True) as loader:
-        begun = [views for _ in range(3) for views in loader]
-        begun += [views for _, views in zip(range(2), loader, strict=False)]  # stopped in mid-epoch
-        state = loader.state_dict()
-    with make(ours, recipe=recipe, workers=1, fresh=True) as loader:
-        loader.load_state_dict(state)
-        rest = [views for _ in range(6 - state["epoch"]) for views in loader]
-    assert_same(whole[: len(begun)], begun)
-    consumed = 3 * (IMAGES // BATCH) + state["consumed"] // BATCH
-    assert_same(whole[consumed:], rest)
-    for epoch in (1, 2, 5):
-        shares = {}
-        for rank in range(2):
-            with make(ours, recipe=recipe, fresh=True, rank=rank, world=2, batch=BATCH // 2) as loader:
-                shares |= by_sample(loader.epoch(epoch))
-        assert_same_views(by_sample(make(ours, recipe=recipe).epoch(epoch)), shares)
-
-
-def test_epochs_of_two_sizes_at_once(make):
-    """One thread's batches are of one size while another's are of the other."""
-    recipe = load_recipe("multi-crop", size=32).growing(16, step=16)
-    loader = make("folder", recipe=recipe)
-    alone = [list(loader.epoch(epoch)) for epoch in (0, 1)]
-    pairs = list(zip(loader.epoch(0), loader.epoch(1), strict=True))
-    assert_same(alone[0], [small for small, _ in pairs])
-    assert_same(alone[1], [large for _, large in pairs])
-
-
-def test_no_two_epochs_show_the_same_views(recipe, make):
-    loader = make("folder", recipe=recipe)
-    seen = [by_sample(loader.epoch(epoch)) for epoch in range(4)]
-    for i in range(IMAGES):
-        views = [tuple(group.numpy().tobytes() for group in epoch[i]) for epoch in seen if i in epoch]
-        assert len(set(views)) == len(views)
-
-
-@pytest.mark.parametrize("executor", ["reference", "fused_cpu", "albumentations"])
-def test_executors_make_the_same_views_but_for_rounding(ours, make, executor):
-    """Of crops that need no resizing: Albumentations does not antialias."""
-    whole = View(operations=(WHOLE, *load_recipe("moco-v2").views[0].operations[1:]), size=SIZE, count=2)
-    loaders = [make(ours, recipe=Recipe(name="", about="", views=(whole,)), executor=e) for e in ("auto", executor)]
-    auto, other = (next(loader.epoch(0)).groups[0] for loader in loaders)
-    assert loaders[1].executor.name == executor
-    assert (auto - other).abs().mean() < (0.3 if executor == "albumentations" else 0.01)
-
-
-def test_operations_that_fall_back_are_counted_and_change_little(ours, make):
-    recipe = load_recipe("albumentations-7", size=SIZE)
-    with (
-        make(ours, recipe=recipe, fresh=True) as plain,
-        make(ours, recipe=recipe, fallback=("Solarize", "clahe"), fresh=True) as fallen,
-    ):
-        assert (next(plain.epoch(0)).groups[0] - next(fallen.epoch(0)).groups[0]).abs().mean() < 0.05
-    assert fallen.executor.rows >= 2 * BATCH and fallen.executor.routed > 0
-
-
 @pytest.mark.parametrize("given", [{"executor": "fused_cpu"}, {"fallback": ("clahe",)}], ids=["executor", "fallback"])
 @pytest.mark.parametrize("loader", ["torchvision", "ffcv-package", "synthetic"])
 def test_a_loader_with_its_own_augmentation_takes_no_executor(loader, given, make):
@@ -481,56 +289,14 @@ def test_what_no_loader_can_do_is_refused(wrong, make):
         make("folder", fresh=True, **wrong)
 
 
-def test_broken_images_give_way_to_the_same_ones_in_all_our_loaders(ours, make, tmp_path):
-    write_images(tmp_path)
-    whole = by_sample(make("folder", open_source(str(tmp_path)), fresh=True, keep_tail=True).epoch(1))
-    for name in ("ant/000.jpg", "bee/001.jpg"):
-        (tmp_path / name).write_bytes(b"no image")
-    source = open_source(str(tmp_path))
-    places = {source.location(i).removeprefix(f"{tmp_path}/"): i for i in range(IMAGES)}
-    broken = [places["ant/000.jpg"], places["bee/001.jpg"]]
-    with make(ours, source, fresh=True, keep_tail=True, on_error="skip") as loader:
-        index, label, batches = collect(loader.epoch(1))
-        assert len(index) == len(loader.source) == IMAGES and set(loader.skipped) == set(broken)
-        order = Order(IMAGES, BATCH, keep_tail=True)
-        wanted = np.concatenate([order.indices(1, step) for step in range(order.steps())])
-        taken = [int(i + (i in broken)) for i in wanted]
-        assert index.tolist() == taken and label.tolist() == source.labels[taken].tolist()
-        assert_same_views(by_sample(batches), {i: whole[i] for i in taken})
-
-
 def test_an_unknown_executor_names_those_there_are(make):
     with pytest.raises(UserError, match="'fused' is not known: choose one of auto, reference, fused_cpu"):
         make("folder", executor="fused")
 
 
-def test_seeds_change_the_views(ours, make):
-    one, other = (next(make(ours, seed=seed, order="stored").epoch(0)).groups[0] for seed in (0, 1))
-    assert not torch.equal(one, other)
-
-
-def test_epochs_change_the_views(ours, make):
-    loader = make(ours, order="stored")
-    assert not torch.equal(next(loader.epoch(0)).groups[0], next(loader.epoch(1)).groups[0])
-
-
-def test_evaluation_views_are_the_same_in_our_loaders(make):
-    options = {"recipe": evaluation(SIZE), "order": "stored", "keep_tail": True}
-    batches = list(make("folder", **options).epoch(0))
-    assert_same(batches, list(make("ffcv", **options).epoch(0)))
-    assert torch.cat([views.index for views in batches]).tolist() == list(range(IMAGES))
-
-
-def test_a_subset_keeps_its_own_indices(ours, make, data):
-    chosen = Subset(data, [9, 2, 5, 14])
-    index, label, _ = collect(make(ours, chosen, batch=2).epoch(0))
-    assert sorted(index.tolist()) == [0, 1, 2, 3]
-    np.testing.assert_array_equal(label, data.labels[chosen.indices[index]])
-
-
-def test_a_shard_is_converted_once(make, cache, data):
+def test_a_shard_is_converted_once(make, data):
     make("ffcv")
-    (shard,) = [path for path in (cache / "shards").glob("*.beton") if data.fingerprint()[:16] in path.name]
+    (shard,) = [path for path in (make.cache / "shards").glob("*.beton") if data.fingerprint()[:16] in path.name]
     before = shard.stat().st_mtime_ns
     make("ffcv")
     assert shard.stat().st_mtime_ns == before

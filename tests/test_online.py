@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,8 @@ from penstock.errors import UserError
 from penstock.loaders import Loader
 from penstock.loaders.sources import ImageArrays
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 FP32 = Precision(device=CPU, dtype=None)
 IMAGES, SIZE, CLASSES = 37, 8, 3  # more than a whole number of batches
@@ -43,14 +44,6 @@ TINY = [
     "--lr", "0.03", "--momentum", "0.9", "--workers", "2", "--knn-k", "20", "--logistic-every", "2",
 ]  # fmt: skip
 FIGURES = ("knn", "logistic", "logistic_train")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

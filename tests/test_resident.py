@@ -302,7 +302,7 @@ def test_a_tensor_may_hold_them(files):
 def test_the_gpu_executor_cuts_views_from_that_tensor(files):
     pytest.importorskip("triton", reason="the fused GPU executor is written in Triton")
     if torch.cuda.is_available():
-        pytest.skip("in Triton's interpreter, on tensors of the CPU: with a GPU, tests/test_loader_contract.py does it")
+        pytest.skip("in Triton's interpreter, on tensors of the CPU: with a GPU, tests/test_loader_pixels.py does it")
     resident = ResidentSource(files, workers=2, device=torch.device("cpu"))
     index = np.array([3, 1], np.int64)
     recipe, pixels = load_recipe("moco-v2", size=SIZE), resident.fetch(index).images

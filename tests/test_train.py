@@ -9,8 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from penstock.engine.train import main
 from penstock.errors import UserError
 from penstock.loaders import LOADERS, missing
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 20  # in an epoch
 TINY = [
@@ -46,17 +47,6 @@ TRAINED = [
     for recipe in ("pool-14", "albumentations-7", "gradual", "multi-crop", "byol")
     if loader != "ffcv-package" or recipe == "pool-14"
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Here and in the processes started: so small a network gains nothing from more, and loses much if others run."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +122,7 @@ def test_an_interrupted_run_ends_bit_for_bit_where_an_uninterrupted_one_does(
     while not (out / "last.pt").exists():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.002)
+    process.send_signal(signal.SIGUSR2)  # Slurm's notice, which changes nothing
     process.send_signal(number)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number], said
@@ -211,14 +202,69 @@ def test_data_without_labels_train_without_knn(
     assert (out / "epoch-0001.pt").exists()
 
 
-def test_a_second_interrupt_leaves_at_once(tmp_path: Path) -> None:
-    program = (
-        "import os, signal, time; from penstock.engine.signals import Interrupts; stop = Interrupts().__enter__();"
+def signalled(*lines: str) -> subprocess.CompletedProcess[str]:
+    """What becomes of a process that runs these lines; in them `send` gives it signals, by their names."""
+    program = """
+        import os, signal
+        from penstock.engine.signals import Interrupts
+        def send(*names):
+            for name in names:
+                os.kill(os.getpid(), signal.Signals[name])
+    """
+    given = [sys.executable, "-c", "\n".join([textwrap.dedent(program), *lines])]
+    return subprocess.run(given, cwd=ROOT, capture_output=True, text=True, timeout=30)
+
+
+@pytest.mark.parametrize("names", ["SIGINT SIGINT", "SIGTERM SIGINT SIGINT", "SIGINT SIGTERM SIGINT"])
+def test_a_second_interrupt_leaves_at_once(names: str) -> None:
+    done = signalled("stop = Interrupts().__enter__()", *(f"send('{name}')" for name in names.split()))
+    assert done.returncode == 130 and done.stderr.endswith("penstock: left without saving\n")
+    assert done.stderr.count("to save; Ctrl-C again: leave at once\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("SIGTERM SIGTERM SIGTERM", ["to save"]),  # of Slurm, and of whoever started the training
+        ("SIGINT SIGTERM SIGTERM", ["to save; Ctrl-C again: leave at once"]),
+        ("SIGTERM SIGINT SIGTERM", ["to save", "to save; Ctrl-C again: leave at once"]),
+    ],
+)
+def test_sigterm_never_leaves_unsaved_however_often_it_comes(names: str, said: list[str]) -> None:
+    first, *others = names.split()
+    done = signalled(
+        "with Interrupts() as stop:",
+        f"    send({first!r})",
+        f"    assert stop.received == signal.{first}",
+        f"    send(*{others!r})",
+        f"    print('saved', stop.received == signal.{first})",
     )
-    program += "os.kill(os.getpid(), signal.SIGINT); assert stop.received == signal.SIGINT;"
-    program += "os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30)
-    assert done.returncode == 130 and "left without saving" in done.stderr
+    assert done.returncode == 0 and done.stdout == "saved True\n"
+    assert [line.partition("step, ")[2] for line in done.stderr.split("\n") if line] == said
+
+
+def test_a_rank_has_its_ctrl_c_twice_from_the_terminal_and_from_torchrun() -> None:
+    done = signalled("with Interrupts(alone=False):", "    send('SIGINT', 'SIGINT', 'SIGINT')")
+    assert done.returncode == 0 and done.stderr == "\npenstock: stopping after this step, to save\n"
+
+
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2"])
+def test_slurm_s_notices_are_ignored_while_training_and_no_longer(name: str) -> None:
+    done = signalled("with Interrupts() as stop:", f"    send({name!r}, {name!r})", "print(stop.received)")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
+    done = signalled("with Interrupts(): pass", "print('trained', flush=True)", f"send({name!r})")
+    assert (done.returncode, done.stdout) == (-signal.Signals[name], "trained\n")
+
+
+def test_a_caller_s_own_handler_of_a_notice_stays() -> None:
+    mine = "signal.signal(signal.SIGUSR2, lambda *_: print('requeued'))"
+    assert signalled(mine, "with Interrupts(): send('SIGUSR2')").stdout == "requeued\n"
+
+
+def test_processes_that_a_training_starts_ignore_notices_too() -> None:
+    """A loader's workers, and a sweep's trainings before they can handle them: a step's processes all get them."""
+    started = "subprocess.run(['sh', '-c', 'kill -USR2 $$; echo alive'], check=True)"
+    assert signalled("import subprocess", f"with Interrupts(): {started}").stdout == "alive\n"
 
 
 def test_resume_auto_starts_where_there_is_nothing_and_goes_on_where_there_is(images: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +27,12 @@ from penstock.engine.train import main
 from penstock.loaders import Views
 from penstock.loaders.sources import ImageArrays
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = ["--loader", "folder", "--subset", "96", "--width", "8", "--size", "16", "--batch", "16", "--epochs", "2",
         "--log-every", "5", "--workers", "1", "--knn-every", "0", "--dim", "16", "--hidden", "16",
         "--stem", "cifar"]  # fmt: skip
 OWN = {"queue": "64", "predictor": "16", "prototypes": "12"}  # of those methods that have them
 STEPS = 6  # in an epoch
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """So small a network gains nothing from more, and loses much if others run."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(before)
 
 
 def arguments(method: str, out: Path) -> list[str]:
