@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,13 +45,65 @@ class Position:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write under another name, wait until it is on the disk, then put it in place of the last one."""
+    """Write under another name, wait until it is on the disk, then put it in place of the last one.
+
+    Raises:
+        UserError: it cannot be written; the last one is as it was.
+    """
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        torch.save({"penstock": penstock.__version__, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            torch.save({"penstock": penstock.__version__, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch's own, where the disk is full in the middle of a tensor
+        partial.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
+        raise UserError(f"{path}: the checkpoint cannot be written ({reason}); the one before it is whole") from error
+
+
+class CheckpointWriter:
+    """Writes checkpoints while training goes on: the state is copied at once, and a thread waits for the disk.
+
+    One at a time: a second one waits for the first. What went wrong with one is raised by the next call.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="penstock-checkpoint")
+        self._writing: Future[None] | None = None
+
+    def save(self, paths: Sequence[Path], state: dict[str, Any]) -> None:
+        """Start to write a state under each of these names, in order. Raises UserError as `wait` does."""
+        self.wait()
+        self._writing = self._thread.submit(_save_all, paths, on_host(state))
+
+    def wait(self) -> None:
+        """Until all is on the disk. Raises UserError where it could not be written."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True)
+
+
+def _save_all(paths: Sequence[Path], state: dict[str, Any]) -> None:
+    for path in paths:
+        save_checkpoint(path, state)
+
+
+def on_host(state: Any) -> Any:
+    """A copy of nested dicts and lists whose tensors are on the CPU, and stay as they are now."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        held = copy(state)  # with the versions that torch keeps as an attribute of its state dicts
+        held.update((key, on_host(value)) for key, value in state.items())
+        return held
+    if isinstance(state, list | tuple):
+        return type(state)(on_host(value) for value in state)
+    return state
 
 
 def load_checkpoint(path: Path, *, what: str = "--resume") -> dict[str, Any]:

@@ -15,11 +15,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from penstock.augment import Recipe
 from penstock.augment.recipes import dump_recipe
-from penstock.engine.checkpoint import Position, save_checkpoint
+from penstock.engine.checkpoint import CheckpointWriter, Position
 from penstock.engine.config import CompleteConfig, to_dict
 from penstock.engine.csv_log import Row
 from penstock.engine.distributed import Team
-from penstock.engine.evaluate.online import Abandoned, OnlineEvaluation
+from penstock.engine.evaluate.online import Abandoned, OnlineEvaluation, is_due
 from penstock.engine.logs import RunLog
 from penstock.engine.meters import Meter, WaitClock
 from penstock.engine.method import Method
@@ -114,6 +114,7 @@ class Trainer:
         self.position, self.epoch_sums = Position(), EpochSums()
         self.meter, self.clock = Meter(("loss", *method.metrics), team.device), WaitClock(team.device)
         self.counted = (0, 0)  # the executor's rows, and those that went around, as last read
+        self.checkpoints = CheckpointWriter()
         self.stopping = 0  # the signal on which all ranks have agreed to stop
 
     def fit(self) -> int:
@@ -128,6 +129,7 @@ class Trainer:
             self._train_epoch()
             if not self.stopping:
                 self._finish_epoch()
+        self.checkpoints.wait()
         return self.stopping
 
     def _train_epoch(self) -> None:
@@ -239,7 +241,7 @@ class Trainer:
     def _finish_epoch(self) -> None:
         """What follows the last step of an epoch. Every rank takes over rank 0's statistics of normalisation here."""
         self.team.follow_leader(list(self.method.buffers()))
-        if self.config.knn_every or self.config.logistic_every:
+        if any(is_due(every, self.position.epoch + 1, self.config.epochs) for every in self._evaluated_every):
             self.save()  # evaluating may take long, and what stops it would cost the epoch
         self.position.epoch += 1
         self.position.consumed = 0
@@ -267,6 +269,10 @@ class Trainer:
             self.log.log_epoch(row)
         return not self.stopping
 
+    @property
+    def _evaluated_every(self) -> tuple[int, ...]:
+        return self.config.knn_every, self.config.logistic_every
+
     def _kept(self, row: Row) -> Iterator[str]:
         """The names under which the checkpoint of the epoch with this row is kept."""
         if self.config.save_every is not None and self.position.epoch % self.config.save_every == 0:
@@ -277,7 +283,7 @@ class Trainer:
             yield "best.pt"
 
     def save(self, *copies: str) -> None:
-        """Write the state to OUT/last.pt, and before that under the names of copies that are to be kept.
+        """Have the state written to OUT/last.pt, and before that under the names of copies that are to be kept.
 
         Looks at the loss first, and at what the last step made of the weights, which no loss has seen yet.
         """
@@ -285,12 +291,11 @@ class Trainer:
         if self.team.any(int(not all_finite(self.method))):
             raise Diverged(self._diverged("weights are no numbers any more"))
         if self.team.leads:
-            state = self.state_dict()
-            for name in (*copies, "last.pt"):
-                save_checkpoint(self.out / name, state)
+            self.checkpoints.save([self.out / name for name in (*copies, "last.pt")], self.state_dict())
         self.clock.start()
 
     def close(self) -> None:
+        self.checkpoints.close()
         if self.log is not None:
             self.log.close()
         if self.evaluation is not None:

@@ -24,6 +24,11 @@ from penstock.engine.precision import Precision
 from penstock.loaders import Loader
 
 
+def is_due(every: int, epoch: int, epochs: int) -> bool:
+    """Whether what is done `every` so many epochs (0: never), and after the last, is done after so many."""
+    return every > 0 and (epoch % every == 0 or epoch == epochs)
+
+
 class Abandoned(Exception):
     """The run is to stop before its evaluation is over."""
 
@@ -160,16 +165,13 @@ class OnlineEvaluation:
         seen = Snapshot(encoder.eval(), self.val, precision, epoch=epoch, check=check)
         try:
             for protocol in self.protocols:
-                if self._is_due(protocol, epoch):
+                if is_due(protocol.every, epoch, self.epochs):
                     began = time.perf_counter()
                     row |= protocol.figures(seen)
                     row[f"{protocol.name}_seconds"] = time.perf_counter() - began
         finally:
             encoder.train(was_training)
         return row
-
-    def _is_due(self, protocol: OnlineProtocol, epoch: int) -> bool:
-        return epoch % protocol.every == 0 or epoch == self.epochs
 
     def close(self) -> None:
         for images in (self.val, *(protocol.train for protocol in self.protocols)):
