@@ -3,6 +3,8 @@
     python benchmarks/augment.py
     python benchmarks/augment.py --data path/to/photos --json augment.json --plot augment.png
     python benchmarks/augment.py --operations crop blur chain:moco-v2 --executors fused_cpu
+    python benchmarks/augment.py --operations chain:moco-v2 chain:byol chain:moco-cifar --executors fused_gpu \\
+        --seconds 1 --json gpu.json --plot gpu.png      # on a machine with a GPU: the chains there, in minutes
 
 Images are decoded and in memory. A chain goes on to normalised float32 views, its random values included; an operation
 goes from the bytes of a view to bytes again (the crop from the image). All take turns in one process on one thread,
@@ -10,6 +12,9 @@ round after round, and the median counts; fused_cpu runs the chains in more thre
 baseline over an executor's: torchvision's PIL transforms, or Albumentations where those lack an operation, on one
 thread. `floor` is what moving the bytes would take: a view's crop read once, the view written once, at the speed at
 which this machine copies memory.
+
+On a GPU a batch is the unit (`augment_gpu.py` says who runs there): milliseconds for all its views, the host's part of
+them, and how many times its floor and fused_gpu's time they are. Operations end in normalised views there.
 """
 
 from __future__ import annotations
@@ -20,46 +25,46 @@ from pathlib import Path
 if __name__ == "__main__":  # run by path: see the package, not this folder (whose names would shadow others)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from importlib import import_module, metadata
+from importlib import import_module
 from importlib.util import find_spec
-from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
 import tyro
 from PIL import Image
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from tyro.conf import DisallowNone
 
 from penstock.augment import RECIPES
 from penstock.augment.executors import BACK_ENDS, choose_executor
 from penstock.benchmarks.augment_chart import draw_chart
-from penstock.benchmarks.augment_contenders import CHAIN, CHAINS, OPERATIONS, Case, Contender, chain_recipe, make_case
-from penstock.benchmarks.augment_limits import copy_speed, first_view, importable, triton_report
+from penstock.benchmarks.augment_contenders import CHAIN, CHAINS, OPERATIONS, chain_recipe, make_case
+from penstock.benchmarks.augment_gpu import RIVALS_ON_GPU, Gpu
+from penstock.benchmarks.augment_limits import importable
+from penstock.benchmarks.augment_passes import Case
+from penstock.benchmarks.augment_report import report_of, show
 from penstock.benchmarks.augment_rivals import Bytes
 from penstock.benchmarks.results import check_places, write_results
 from penstock.errors import UserError, run_command
 from penstock.loaders import open_source
 from penstock.loaders.sources.shapes import CLASSES, render
 from penstock.loaders.threads import available_cpus
-from penstock.machine import describe_machine, git_commit, machine_line, versions
 
 PHOTOGRAPH = (500, 375)  # width and height of the embedded images, ImageNet's usual ones
 SMALL = 32  # pixels: chains of views up to this size are fed CIFAR's images, or photographs as small as those
 WIDTH = 150  # of the table in a file
 EXECUTORS = ("fused_cpu", "fused_gpu", "albumentations", "dali", "reference")
-RIVAL_PACKAGES = {"albumentations-compose": "albumentations", "kornia": "kornia", "dali-pipeline": "nvidia.dali"}
-ON_GPU = ("kornia", "dali-pipeline")
-ALSO = ("opencv-python-headless", "albucore", "triton", "kornia")  # packages whose versions matter here, too
+PACKAGES = {  # what executors and rivals need
+    "albumentations": "albumentations",
+    "albumentations-compose": "albumentations",
+    "kornia": "kornia",
+    "dali-pipeline": "nvidia.dali",
+}
+BATCH, SMALL_BATCH = 256, 1024  # images of a batch on a GPU, as MoCo v2 takes and as small ones allow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +79,8 @@ class Config:
     """Images for the chains of small views, such as cifar10; if not given, the photographs, scaled to 32×32."""
     images: int = 32
     """Photographs; of small images, 8 times as many."""
+    gpu_images: int | None = None
+    """Images of a batch on a GPU, the ones above over and over; if not given, 256, and 1024 of small ones."""
     size: int | None = None
     """Side of the views in pixels; if not given, 224 for operations and the recipe's own for chains."""
     threads: tuple[int, ...] = (1, 2)
@@ -81,7 +88,7 @@ class Config:
     repeats: int = 5
     """Measurements of each; the median counts."""
     seconds: float = 0.1
-    """Length of one measurement, at least."""
+    """Length of one measurement, at least; on a GPU, 1 leaves less to chance."""
     quick: bool = False
     """Only see that all runs: two photographs, views of 32 pixels, two passes each."""
     json: Path | None = None
@@ -91,7 +98,10 @@ class Config:
 
     def hurried(self) -> Config:
         """With the settings of --quick, if it was given."""
-        return replace(self, images=2, size=self.size or 32, repeats=2, seconds=0.0) if self.quick else self
+        if not self.quick:
+            return self
+        few = self.gpu_images or 4
+        return replace(self, images=2, gpu_images=few, size=self.size or 32, repeats=2, seconds=0.0)
 
 
 def check(config: Config) -> None:
@@ -107,11 +117,11 @@ def check(config: Config) -> None:
     for name in config.executors:
         if name not in BACK_ENDS:
             raise UserError(f"--executors {name!r} is not known: choose from {', '.join(BACK_ENDS)}")
-    least = {"images": 1, "size": 8, "repeats": 1, "seconds": 0, "threads": 1}
+    least = {"images": 1, "gpu_images": 1, "size": 8, "repeats": 1, "seconds": 0, "threads": 1}
     for name, lowest in least.items():
         value = getattr(config, name)
         if value is not None and np.min(value) < lowest:
-            raise UserError(f"--{name} {value}: it takes at least {lowest}")
+            raise UserError(f"--{name.replace('_', '-')} {value}: it takes at least {lowest}")
     check_places(json=config.json, plot=config.plot)
 
 
@@ -166,23 +176,23 @@ def one_thread() -> Iterator[None]:
             cv2.setNumThreads(cv2_threads)
 
 
-def available(names: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:
-    """The executors that can run here; and why the others cannot."""
-    able, absent = [], {}
+def gpu_device() -> str | None:
+    """Where the rows on a GPU run, if there is one."""
+    return "cuda" if torch.cuda.is_available() else None
+
+
+def available(names: tuple[str, ...], device: str | None) -> tuple[list[str], dict[str, str]]:
+    """The executors that can run here; and why the others, and rivals, cannot."""
+    absent = {name: f"{package} is not installed" for name, package in PACKAGES.items() if not importable(package)}
+    if not device:
+        absent |= dict.fromkeys(("fused_gpu", *RIVALS_ON_GPU), "there is no GPU")
     for name in names:
         try:
-            if name == "fused_gpu" and not torch.cuda.is_available():
-                raise UserError("there is no GPU")
             choose_executor(name, RECIPES["moco-v2"])
-            able.append(name)
         except (UserError, ImportError) as error:
-            absent[name] = str(error)
-    for name, package in RIVAL_PACKAGES.items():
-        if name in ON_GPU and not torch.cuda.is_available():
-            absent[name] = "there is no GPU"
-        elif not importable(package):
-            absent[name] = f"{package} is not installed"
-    return able, absent
+            absent.setdefault(name, str(error))
+    asked = {name: why for name, why in absent.items() if name in names or name not in BACK_ENDS}
+    return [name for name in names if name not in absent], asked
 
 
 def race(case: Case, config: Config, progress: Progress) -> None:
@@ -192,153 +202,14 @@ def race(case: Case, config: Config, progress: Progress) -> None:
         if not contender.error:
             contender.warm()
         progress.advance(task)
-    running = [contender for contender in case.contenders if not contender.error]
     for turn in range(config.repeats):
-        for contender in running if turn % 2 == 0 else running[::-1]:
-            contender.measure(config.seconds)
+        for contender in case.contenders if turn % 2 == 0 else case.contenders[::-1]:
+            if not contender.error:
+                contender.measure(config.seconds)
             progress.advance(task)
     for contender in case.contenders:
         contender.rest()
     progress.remove_task(task)
-
-
-# The report.
-
-
-def results(cases: list[Case], speeds: dict[str, float]) -> list[dict[str, Any]]:
-    """The rows of the JSON; `speeds` holds `copy_speed` by device and threads, as `cpu-1`."""
-    return [_result(case, each, speeds) for case in cases for each in case.contenders if each.times]
-
-
-def _result(case: Case, contender: Contender, speeds: dict[str, float]) -> dict[str, Any]:
-    time, baseline = median(contender.times), case.baseline
-    ran = (each for each in case.contenders if each.times)
-    alone = next((each for each in ran if each.executor == contender.executor and each.threads == 1), None)
-    floor = contender.bytes / speeds[f"{contender.device}-{contender.threads}"] * 1e6
-    return {
-        "executor": contender.executor,
-        "operation": case.operation,
-        "size": case.size,
-        "threads": contender.threads,
-        "us_per_view": time,
-        "views_per_s": 1e6 / time,
-        "ratio": median(baseline.times) / time if baseline else None,
-        "baseline": baseline.executor if baseline else None,
-        "scaling": median(alone.times) / time if alone and contender.threads > 1 else None,
-        "bytes_per_view": contender.bytes,
-        "floor_us": floor,
-        "over_floor": time / floor,
-        "device": contender.device,
-        "repeats_us": contender.times,
-    }
-
-
-def table(report: dict[str, Any]) -> Table:
-    """One line for each operation, one column for each executor: microseconds a view, and the ratio."""
-    columns = list(dict.fromkeys((row["executor"], row["threads"]) for row in report["rows"]))
-    shown = Table(
-        title=f"microseconds a view, and times as fast as the baseline\n{machine_line(report['machine'])}",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    shown.add_column("operation", no_wrap=True)
-    shown.add_column("px", justify="right", no_wrap=True)
-    shown.add_column("floor", justify="right", no_wrap=True)
-    for executor, threads in columns:
-        shown.add_column(
-            executor.replace("-", "\n") + f"\n{threads} threads" * (threads > 1), justify="right", overflow="fold"
-        )
-    for operation in dict.fromkeys(row["operation"] for row in report["rows"]):
-        cells = {(r["executor"], r["threads"]): r for r in report["rows"] if r["operation"] == operation}
-        first = next(iter(cells.values()))
-        about = operation, str(first["size"]), _number(first["floor_us"])
-        shown.add_row(*about, *(_cell(cells.get(column)) for column in columns))
-    return shown
-
-
-def _cell(row: dict[str, Any] | None) -> str:
-    if row is None:
-        return ""
-    ratio = "" if row["ratio"] is None or row["executor"] == row["baseline"] else f" {row['ratio']:.1f}×"
-    return _number(row["us_per_view"]) + ratio
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
-
-
-def report_of(
-    config: Config, command: list[str], cases: list[Case], absent: dict[str, str], photos: list[Bytes]
-) -> dict[str, Any]:
-    """What the JSON holds: every figure, and all it takes to trace it."""
-    used = {(each.device, each.threads) for case in cases for each in case.contenders}
-    speeds = {f"{on}-{many}": copy_speed(on, many, 4 if config.quick else 256) for on, many in sorted(used)}
-    errors = [
-        {"executor": each.executor, "operation": case.operation, "error": each.error}
-        for case in cases
-        for each in case.contenders
-        if each.error
-    ]
-    return {
-        "benchmark": "augment",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/augment.py", *command]),
-        "commit": git_commit(),
-        "machine": describe_machine(),
-        "versions": versions() | {name: metadata.version(name) for name in ALSO if _installed(name)},
-        "settings": {key: value for key, value in asdict(config).items() if key not in ("json", "plot")},
-        "images": {"count": len(photos), "median_pixels": int(np.median([photo[..., 0].size for photo in photos]))},
-        "copy_bytes_per_s": speeds,
-        "absent": absent,
-        "errors": errors,
-        "compile": first_view(),
-        "triton": triton_report(config.quick),
-        "rows": results(cases, speeds),
-    }
-
-
-def _installed(package: str) -> bool:
-    try:
-        return bool(metadata.version(package))
-    except metadata.PackageNotFoundError:
-        return False
-
-
-def show(report: dict[str, Any], console: Console) -> None:
-    """Print the table, and what a reader must know beside it."""
-    console.print(table(report))
-    for row in report["rows"]:
-        if row["scaling"]:
-            where = f"{row['executor']} on {row['threads']} threads, {row['operation']}"
-            console.print(f"{where}: {row['scaling']:.2f} × one thread")
-    copying = ", ".join(f"{on} {speed / 1e9:.1f} GB/s" for on, speed in report["copy_bytes_per_s"].items())
-    console.print(f"copying memory (device-threads), bytes read and written: {copying}")
-    console.print(_compile_line(report["compile"]))
-    for architecture, kernels in (report["triton"] or {}).items():
-        console.print(f"fused_gpu on {architecture}: {_kernel_line(kernels)}")
-    for name, reason in report["absent"].items():
-        console.print(f"without {name}: {reason}")
-    for failed in report["errors"]:
-        console.print(f"{failed['executor']}, {failed['operation']}: {failed['error']}")
-
-
-def _compile_line(found: dict[str, Any]) -> str:
-    if "error" in found:
-        return f"a new process fails: {found['error']}"
-    first, imports = found["first_view_s"], found["imports_s"]
-    return f"a new process has its first view {first:.2f} s after its imports, which take {imports:.1f} s"
-
-
-def _kernel_line(kernels: dict[str, Any]) -> str:
-    if "error" in kernels:
-        return str(kernels["error"])
-    most = {need: max(kernel[need] for kernel in kernels.values()) for need in ("registers", "spills", "shared")}
-    return (
-        f"{len(kernels)} kernels take up to {most['registers']} registers, {most['spills']} bytes of spills and "
-        f"{most['shared']:,} bytes of shared memory"
-    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -347,7 +218,8 @@ def main(arguments: list[str] | None = None) -> int:
     config = tyro.cli(Config, description=__doc__, args=arguments, config=(DisallowNone,)).hurried()
     check(config)
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else WIDTH)
-    able, absent = available(config.executors)
+    device = gpu_device()
+    able, absent = available(config.executors, device)
     threads = sorted({1, *(many for many in config.threads if many <= available_cpus())})
     if left_out := sorted(set(config.threads) - set(threads)):
         listed = ", ".join(map(str, left_out))
@@ -360,10 +232,12 @@ def main(arguments: list[str] | None = None) -> int:
         for name in progress.track(config.operations, description="all"):
             size = config.size or (0 if name.startswith(CHAIN) else 224)
             tiny = name.startswith(CHAIN) and chain_recipe(name, 0).size <= SMALL
-            cases.append(make_case(name, small if tiny else photos, able, threads, size))
+            gpu = Gpu(device, config.gpu_images or (SMALL_BATCH if tiny else BATCH)) if device else None
+            cases.append(make_case(name, small if tiny else photos, able, threads, size, gpu))
             race(cases[-1], config, progress)
         progress.add_task("what the kernels take", total=None)
-        report = report_of(config, arguments, cases, absent, photos)
+        settings = {key: value for key, value in asdict(config).items() if key not in ("json", "plot")}
+        report = report_of(settings, arguments, cases, absent, photos)
     show(report, console)
     write_results(report, draw_chart, json_file=config.json, plot=config.plot)
     return int(bool(report["errors"]))

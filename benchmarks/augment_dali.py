@@ -6,7 +6,7 @@ its operators are from torchvision's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,19 @@ Node = Any  # a DALI DataNode
 Step = Callable[[Node], Node]
 
 
-def dali_pipeline(recipe: Recipe, images: list[Bytes], device: str, threads: int = 1) -> Callable[[], Any]:
+def dali_pipeline(
+    lists: Sequence[tuple[Sequence[Operation], int]], finish: Recipe, images: Bytes, device: str, threads: int = 1
+) -> Callable[[], Any]:
     """A step that makes all views of the images, float32 [N, 3, S, S] for each, from their bytes in device memory.
+
+    It returns the views of the batch before: DALI makes the next one meanwhile.
+
+    Args:
+        lists: for each view, its operations and its side.
+        finish: how views are normalised.
+        images: uint8 [N, H, W, 3].
+        device: "gpu" or "cpu".
+        threads: for what it does on the CPU.
 
     Raises:
         Lacks: DALI has no such operation, or the package is not installed.
@@ -40,13 +51,13 @@ def dali_pipeline(recipe: Recipe, images: list[Bytes], device: str, threads: int
         from nvidia.dali import fn, pipeline_def
     except ImportError as error:
         raise Lacks("DALI is not installed") from error
-    views = [view_steps(view) for view in recipe.views for _ in range(view.count)]
-    held = [torch.from_numpy(image).cuda() for image in images] if device == "gpu" else images
+    views = [list_steps(operations, size) for operations, size in lists]
+    held = torch.from_numpy(images).cuda() if device == "gpu" else images  # in one piece, so that DALI copies it as one
 
     @pipeline_def(enable_conditionals=True)
     def graph() -> tuple[Node, ...]:
         image = fn.external_source(source=lambda: held, device=device, layout="HWC")
-        return tuple(_view(steps, recipe, image) for steps in views)
+        return tuple(_view(steps, finish, image) for steps in views)
 
     options = {"batch_size": len(images), "num_threads": threads, "device_id": 0 if device == "gpu" else None}
     pipeline = graph(**options, seed=0)
@@ -56,7 +67,12 @@ def dali_pipeline(recipe: Recipe, images: list[Bytes], device: str, threads: int
 
 def view_steps(view: View) -> list[tuple[float, Step]]:
     """Each operation's probability and operators."""
-    return [(getattr(operation, "p", 1.0), _step(operation, view.size)) for operation in view.operations]
+    return list_steps(view.operations, view.size)
+
+
+def list_steps(operations: Sequence[Operation], size: int) -> list[tuple[float, Step]]:
+    """As `view_steps`, for any operations on views of `size` pixels."""
+    return [(getattr(operation, "p", 1.0), _step(operation, size)) for operation in operations]
 
 
 def _view(steps: list[tuple[float, Step]], recipe: Recipe, image: Node) -> Node:

@@ -5,8 +5,7 @@
 | `torchvision-pil` | PIL images | the baseline; what `loaders/torchvision_baseline.py` makes of a recipe |
 | `torchvision-v2` | uint8 tensors | |
 | `albumentations-compose` | uint8 arrays | does not antialias |
-| `kornia` | a batch of tensors of one size on the GPU | only where there is one |
-| `dali-pipeline` | arrays on the GPU (`augment_dali.py`) | only where there is one |
+| `kornia` | a batch of uint8 tensors of one size | |
 
 Each brings its own random values, and makes normalised float32 tensors of whole lists.
 """
@@ -118,13 +117,14 @@ def albumentations_compose(operations: Sequence[Operation | None], size: int, fi
     return lambda image: composed(image=image)["image"]
 
 
-def _tv_tensor(image: Bytes) -> tv_tensors.Image:
-    return tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1).contiguous())
+def tv_image(image: Bytes, device: str = "cpu") -> tv_tensors.Image:
+    """uint8 [3, H, W] on the device, as torchvision's v2 takes it."""
+    return tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1).contiguous().to(device))
 
 
 RIVALS = (
     Rival("torchvision-pil", Image.fromarray, torchvision_pil),
-    Rival("torchvision-v2", _tv_tensor, torchvision_v2),
+    Rival("torchvision-v2", tv_image, torchvision_v2),
     Rival("albumentations-compose", lambda image: image, albumentations_compose),
 )
 

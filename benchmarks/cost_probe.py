@@ -16,18 +16,15 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
-import os
-import sys
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
+from penstock.benchmarks.answers import run_probe
 from penstock.benchmarks.training_steps import PenstockStep
 from penstock.engine.config import CompleteConfig, TrainConfig
 from penstock.engine.defaults import complete
@@ -35,7 +32,6 @@ from penstock.engine.distributed import Team, join
 from penstock.engine.methods import build_method
 from penstock.engine.optimizer import build_optimizer
 from penstock.engine.precision import Precision, choose_precision
-from penstock.errors import run_command
 from penstock.loaders import Views
 
 METHODS = {"moco": "moco-v2", "end-to-end": "simclr"}
@@ -163,12 +159,5 @@ def probe(task: dict[str, Any]) -> Measured:
     )
 
 
-def main(task: dict[str, Any], channel: TextIO) -> int:
-    print(json.dumps(asdict(probe(task))), file=channel, flush=True)
-    return 0
-
-
 if __name__ == "__main__":
-    answer = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print must not be taken for the answer
-    run_command(partial(main, json.loads(sys.argv[1]), answer))
+    run_probe(probe)

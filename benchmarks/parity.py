@@ -1,6 +1,9 @@
 """How far each executor is from the reference, in grey levels.
 
-    python benchmarks/parity.py        # rewrites docs/parity.md; columns of what cannot run here stay as they are
+    python benchmarks/parity.py        # rewrites docs/parity.md; cells of what cannot run here stay as they are
+
+Where there is a GPU, `fused_gpu` runs there; else only with `--interpreted`. Without Albumentations, operations and
+recipes that the reference has from it are passed over, and named.
 
 On photographs that the repository draws itself (the data set `shapes`), so the figures can be had anywhere. Each
 operation alone is fed what the reference made of the slots before it; whole chains run from the source image on.
@@ -49,7 +52,8 @@ from penstock.augment.operations import (
 )
 from penstock.augment.recipe import View
 from penstock.augment.rows import PARAMETERS, Interpolation, Opcode
-from penstock.errors import run_command
+from penstock.errors import MissingExtra, run_command
+from penstock.files import write_whole
 from penstock.loaders.sources.shapes import CLASSES, render
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/parity.md"
@@ -57,6 +61,7 @@ COMMAND = "python benchmarks/parity.py"
 SIZE = 32  # of the views, pixels: as much smaller than the images as usual views are than photographs
 EPOCH = 199  # in which `gradual` has its strongest jitter
 PACKAGES = {"fused_cpu": "numba", "fused_gpu": "triton", "albumentations": "albumentations", "dali": "nvidia.dali"}
+INTERPRETER = "in Triton's interpreter"
 MAGNIFIERS = frozenset({Opcode.CLAHE, Opcode.SOLARIZE})  # of a difference of one level: left out of whole chains
 
 Bytes = NDArray[np.uint8]
@@ -267,29 +272,48 @@ def last_step(label: str, pixels: Pixels, size: int) -> Step:
 
 
 def measure(names: list[str]) -> Figures:
-    """Both tables' figures, for some of the executors."""
+    """Both tables' figures, for some of the executors; without those that need a package that is not installed."""
     pixels = Pixels.from_images(photographs())
     figures: Figures = {}
-    for label in STEPS:
-        step = last_step(label, pixels, SIZE)
-        for name in names:
-            figures[label, name] = None
-            if set(step.opcode) <= back_end(name).NATIVE:
-                off = step_difference(name, step, step_recipe(label, SIZE), SIZE)
-                figures[label, name] = float(off.mean()), float(off.max())
-    for label, recipe in RECIPES.items():
-        for name in names:
-            off = chain_difference(name, pixels, recipe.resized(SIZE))
-            figures[label, name] = float(off.mean()), float(np.percentile(off, 99.9))
+    for label in (*STEPS, *RECIPES):
+        try:
+            figures |= _operation_row(label, pixels, names) if label in STEPS else _chain_row(label, pixels, names)
+        except MissingExtra as error:
+            print(f"without {label}: {error}", file=sys.stderr)
     return figures
 
 
-def render_page(figures: Figures) -> str:
-    """docs/parity.md."""
+def _operation_row(label: str, pixels: Pixels, names: list[str]) -> Figures:
+    step = last_step(label, pixels, SIZE)
+    figures: Figures = {}
+    for name in names:
+        figures[label, name] = None
+        if set(step.opcode) <= back_end(name).NATIVE:
+            off = step_difference(name, step, step_recipe(label, SIZE), SIZE)
+            figures[label, name] = float(off.mean()), float(off.max())
+    return figures
+
+
+def _chain_row(label: str, pixels: Pixels, names: list[str]) -> Figures:
+    figures: Figures = {}
+    for name in names:
+        off = chain_difference(name, pixels, RECIPES[label].resized(SIZE))
+        figures[label, name] = float(off.mean()), float(np.percentile(off, 99.9))
+    return figures
+
+
+def where_fused_gpu_runs() -> str:
+    """As the page says it."""
+    return f"on one {torch.cuda.get_device_name()}" if torch.cuda.is_available() else INTERPRETER
+
+
+def render_page(figures: Figures, where: str) -> str:
+    """docs/parity.md. Args: where: fused_gpu ran, as `where_fused_gpu_runs` has it."""
     return f"""# How far each executor is from the reference
 
 Absolute differences in grey levels, 0 … 255, on the same rows and {len(photographs())} photographs that the repository
-draws itself, as views of {SIZE} pixels. `{COMMAND}` rewrites this page; `tests/test_parity.py` holds it to the code.
+draws itself, as views of {SIZE} pixels. fused_gpu ran {where}, the others on a CPU.
+`{COMMAND}` rewrites this page, on a machine with a GPU all of it; `tests/test_parity.py` holds it to the code.
 
 ## Each operation, fed what the reference made of the crop: mean / largest
 
@@ -330,6 +354,12 @@ def _notes() -> str:
     return "\n".join(f"{n}. {executor}: {text}" for n, (executor, _, text) in enumerate(NOTES, 1))
 
 
+def read_where(page: str) -> str:
+    """Where fused_gpu ran for a page."""
+    found = re.search(r"fused_gpu ran (.+), the others", page)
+    return found[1] if found else INTERPRETER
+
+
 def read_page(page: str) -> Figures:
     """The figures on a page."""
     figures: Figures = {}
@@ -348,12 +378,15 @@ class Config:
     """Measure fused_gpu in Triton's interpreter where there is no GPU: ten minutes."""
 
 
-def main() -> None:
-    config = tyro.cli(Config, description=__doc__)
-    figures = read_page(PAGE.read_text(encoding="utf-8")) if PAGE.exists() else {}  # of what cannot run here
-    page = render_page(figures | measure(available(interpreted=config.interpreted)))
-    PAGE.write_text(page, encoding="utf-8")
+def main(arguments: list[str] | None = None) -> int:
+    config = tyro.cli(Config, description=__doc__, args=arguments)
+    names = available(interpreted=config.interpreted)
+    written = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+    where = where_fused_gpu_runs() if "fused_gpu" in names else read_where(written)
+    page = render_page(read_page(written) | measure(names), where)
+    write_whole(PAGE, lambda path: path.write_text(page, encoding="utf-8"))
     print(page)
+    return 0
 
 
 if __name__ == "__main__":

@@ -10,23 +10,19 @@ one copy for all processes, dropped when memory is short), as the kernel counts 
 from __future__ import annotations
 
 import gc
-import json
-import os
 import resource
-import sys
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
+from penstock.benchmarks.answers import run_probe
 from penstock.benchmarks.worker import PREFETCHED, choose_recipe, stay_within
-from penstock.errors import run_command
 from penstock.loaders import Loader, Order, make_loader, open_source
 from penstock.loaders.order import Quasi
 
@@ -209,12 +205,5 @@ def index_cost(order: Order) -> float:
     return 1e6 * (perf_counter() - began) / indices
 
 
-def main(task: dict[str, Any], channel: TextIO) -> int:
-    print(json.dumps(asdict(probe(task))), file=channel, flush=True)
-    return 0
-
-
 if __name__ == "__main__":
-    answer = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print must not be taken for the answer
-    run_command(partial(main, json.loads(sys.argv[1]), answer))
+    run_probe(probe)

@@ -17,9 +17,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import partial
 from importlib import import_module
 from time import perf_counter, time
 from typing import Any, TextIO
@@ -28,10 +26,11 @@ import psutil
 import torch
 
 from penstock.augment import Recipe, load_recipe
+from penstock.benchmarks.answers import run_worker
 from penstock.benchmarks.ceilings import Ceiling
 from penstock.benchmarks.measure import Stopwatch
 from penstock.benchmarks.peers import PEERS, make_peer, peer_class
-from penstock.errors import UserError, run_command
+from penstock.errors import UserError
 from penstock.loaders import LOADERS, Loader, make_loader, open_source
 from penstock.loaders.threads import available_cpus
 
@@ -130,7 +129,4 @@ def serve(task: dict[str, Any], channel: TextIO) -> int:
 
 
 if __name__ == "__main__":
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print must not be taken for an answer
-    main: Callable[[], int] = partial(serve, json.loads(sys.argv[1]), answers)
-    run_command(main)
+    run_worker(serve)

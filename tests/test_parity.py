@@ -19,6 +19,7 @@ from penstock.augment import RECIPES, Pixels
 from penstock.augment.rows import Opcode
 from penstock.benchmarks import parity
 from penstock.benchmarks.parity import COMMAND, PAGE, STEPS, back_end, chain_difference, step_difference
+from penstock.errors import MissingExtra
 from penstock.loaders import open_source
 
 MEAN, MOST = 0.5, 2  # grey levels, of one operation
@@ -133,9 +134,37 @@ def test_the_page_of_figures_is_up_to_date():
     """Columns of executors that cannot run here stay as they are; the others' may differ by what machines round."""
     page, names = PAGE.read_text(encoding="utf-8"), parity.available(interpreted=False)
     written, now = parity.read_page(page), parity.measure(names)
-    assert parity.render_page(written) == page, f"its words are of yesterday: {COMMAND}"
+    assert parity.render_page(written, parity.read_where(page)) == page, f"its words are of yesterday: {COMMAND}"
     for cell, expected in now.items():
         assert agree(written[cell], expected), f"{cell}: {written[cell]}, now {expected}: {COMMAND}"
+
+
+def test_the_page_says_where_the_kernels_ran(tmp_path, monkeypatch):
+    """In Triton's interpreter until somebody with a GPU measures them, and on it from then on."""
+    monkeypatch.setattr(parity, "PAGE", tmp_path / "parity.md")
+    monkeypatch.setattr(parity, "measure", lambda names: {("a", name): (0.25, 1.0) for name in names})
+
+    def run(names, where):
+        monkeypatch.setattr(parity, "available", lambda *, interpreted: names)
+        monkeypatch.setattr(parity, "where_fused_gpu_runs", lambda: where)
+        assert parity.main([]) == 0
+        page = parity.PAGE.read_text(encoding="utf-8")
+        return parity.read_where(page), parity.read_page(page)["a", "fused_gpu"]
+
+    assert run(["fused_cpu"], "nowhere") == (parity.INTERPRETER, None)
+    assert run(["fused_cpu", "fused_gpu"], "on one NVIDIA H200") == ("on one NVIDIA H200", (0.25, 1.0))
+    assert run(["fused_cpu"], parity.INTERPRETER) == ("on one NVIDIA H200", (0.25, 1.0))
+
+
+def test_what_needs_a_missing_package_is_passed_over_and_named(monkeypatch, capsys):
+    def missing(*_):
+        raise MissingExtra("albumentations", "albumentations")
+
+    monkeypatch.setattr(parity, "STEPS", {label: STEPS[label] for label in ("crop, bilinear", "CLAHE")})
+    monkeypatch.setattr(parity, "RECIPES", {"a": RECIPES["a"]})
+    monkeypatch.setattr(parity.reference.albumentations, "apply", missing)
+    assert set(parity.measure(["fused_cpu"])) == {("crop, bilinear", "fused_cpu"), ("a", "fused_cpu")}
+    assert "without CLAHE: albumentations is not installed" in capsys.readouterr().err
 
 
 def agree(written, now):
