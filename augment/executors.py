@@ -16,8 +16,8 @@ executor, into its place in the batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from threading import Lock
@@ -64,8 +64,42 @@ class BackEnd(Protocol):
         """Normalise finished views [R, S, S, 3] into `out[view[r], sample[r]]`."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is left to do for one group's views of N images: rows to run, and views that only need to be written.
+
+    Attributes:
+        rows: [V, N, K]; those that went around the back end begin with NONE.
+        finished: uint8 [R, S, S, 3], what became of them.
+        view, sample: int64 [R], where in `rows` each of them stands.
+    """
+
+    rows: Rows
+    finished: NDArray[np.uint8]
+    view: NDArray[np.int64]
+    sample: NDArray[np.int64]
+
+    @staticmethod
+    def joined(parts: Sequence[Work]) -> Work:
+        """That for the images of all parts, one part after the other."""
+        first = np.cumsum([0, *(part.rows.opcode.shape[1] for part in parts)])
+        return Work(
+            rows=Rows(
+                opcode=np.concatenate([part.rows.opcode for part in parts], axis=1),
+                parameters=np.concatenate([part.rows.parameters for part in parts], axis=1),
+                seed=np.concatenate([part.rows.seed for part in parts], axis=1),
+            ),
+            finished=np.concatenate([part.finished for part in parts]),
+            view=np.concatenate([part.view for part in parts]),
+            sample=np.concatenate([part.sample + start for part, start in zip(parts, first, strict=False)]),
+        )
+
+
 class Executor:
     """A back end, and the way around it for the rows that it cannot finish.
+
+    Calling it does both halves of the work. A loader whose views are made on a GPU does them apart: many threads go
+    `around`, each with the images that it has decoded, and one call of `run` makes the views of all.
 
     Args:
         name: the back end's.
@@ -92,22 +126,36 @@ class Executor:
 
     def __call__(self, pixels: Pixels, rows: Rows, recipe: Recipe, out: torch.Tensor) -> None:
         """Run the rows of one group's views [V, N, K]: fill `out` [V, N, 3, S, S] with normalised views."""
+        self.run(pixels, self.around(pixels, rows, recipe, out.shape[-1]), recipe, out)
+
+    def around(self, pixels: Pixels, rows: Rows, recipe: Recipe, size: int) -> Work:
+        """Finish, on the CPU, the rows [V, N, K] that the back end cannot, as views of `size` pixels."""
         around = self._goes_around(rows, recipe)
         with self._lock:
             self.rows, self.routed = self.rows + around.size, self.routed + int(around.sum())
-        if not around.any():
-            return self._back_end.run(pixels, rows, recipe, out)
+        view, sample = np.nonzero(around)
+        finished = np.empty((len(view), size, size, 3), np.uint8)
+        if not len(view):
+            return Work(rows=rows, finished=finished, view=view, sample=sample)
+        for r, (v, n) in enumerate(zip(view.tolist(), sample.tolist(), strict=True)):
+            finished[r] = self._finish(pixels.image(n), rows, v, n, recipe, size)
         opcode = rows.opcode.copy()
         opcode[around, 0] = Opcode.NONE
-        self._back_end.run(pixels, replace(rows, opcode=opcode), recipe, out)
-        view, sample = np.nonzero(around)
-        places = zip(view.tolist(), sample.tolist(), strict=True)
-        finished = np.stack([self._finish(pixels.image(n), rows, v, n, recipe, out.shape[-1]) for v, n in places])
-        return self._back_end.write(finished, view, sample, recipe, out)
+        return Work(rows=replace(rows, opcode=opcode), finished=finished, view=view, sample=sample)
+
+    def run(self, pixels: Pixels, work: Work, recipe: Recipe, out: torch.Tensor) -> None:
+        """Fill `out` [V, N, 3, S, S]: run the rows that are left, and write the views that went around."""
+        self._back_end.run(pixels, work.rows, recipe, out)
+        if len(work.view):
+            self._back_end.write(work.finished, work.view, work.sample, recipe, out)
+
+    def finishes(self, recipe: Recipe) -> bool:
+        """Whether no row of the recipe goes around the back end."""
+        return recipe.opcodes <= self.native
 
     def _goes_around(self, rows: Rows, recipe: Recipe) -> NDArray[np.bool_]:
         """bool [V, N]: which rows hold an operation that the back end is not left with."""
-        if recipe.opcodes <= self.native:  # then none can, and there is no need to look
+        if self.finishes(recipe):  # then none can, and there is no need to look
             return np.zeros(rows.opcode.shape[:2], np.bool_)
         return np.asarray(~self._native[rows.opcode].all(axis=-1))
 

@@ -45,6 +45,7 @@ from penstock.benchmarks.results import check_places, write_results
 from penstock.benchmarks.throughput import chosen
 from penstock.benchmarks.training_chart import draw_chart
 from penstock.benchmarks.training_lineup import Lineup
+from penstock.benchmarks.training_profile import profile_step
 from penstock.benchmarks.training_report import ON_CPU, report_of, show
 from penstock.benchmarks.training_steps import WITH_OFFICIAL, Setting
 from penstock.engine.config import TrainConfig
@@ -91,6 +92,8 @@ class Config:
     """Length of one measurement, at least."""
     rounds: int = 5
     """Measurements of each row; the median counts."""
+    profile: int = 0
+    """Profile so many of Penstock's steps on one batch, too: which operations take the time."""
     quick: bool = False
     """A look: where nothing else is said, one round of a fifth of a second."""
     json: Path | None = None
@@ -114,7 +117,7 @@ def check(config: Config) -> None:
     for mode in config.compile:
         if mode not in {"auto", "none", *MODES}:
             raise UserError(f"--compile {mode!r} is not known: choose from auto, none, {', '.join(MODES)}")
-    for name, least in (("rounds", 1), ("seconds", 0.1)):
+    for name, least in (("rounds", 1), ("seconds", 0.1), ("profile", 0)):
         if getattr(config, name) < least:
             raise UserError(f"--{name} {getattr(config, name)}: it takes at least {least}")
     check_places(json=config.json, plot=config.plot)
@@ -196,6 +199,8 @@ def main(arguments: list[str] | None = None) -> int:
     report = report_of(
         arguments, settings_of(config, setting), rows=lineup.rows, parts=lineup.parts, notes=notes(config, setting)
     )
+    if config.profile:
+        report["profile"] = profile_step(lineup.penstock, lineup.noise, setting.team.device, config.profile)
     show(report, console)
     write_results(report, draw_chart, json_file=config.json, plot=config.plot)
     return int(lineup.failed)

@@ -21,6 +21,7 @@ from penstock.benchmarks.training_steps import (
 from penstock.benchmarks.worker import PREFETCHED
 from penstock.engine.data import build_loader, threads
 from penstock.engine.distributed import Team
+from penstock.engine.precision import Precision
 from penstock.loaders import Source, Views, missing
 from penstock.loaders.threads import available_cpus
 
@@ -138,5 +139,5 @@ class Lineup:
         return row.pairs_per_s or 0.0
 
     @property
-    def _data(self) -> tuple[Source, Recipe, Team]:
-        return self.setting.source, self.setting.recipe, self.setting.team
+    def _data(self) -> tuple[Source, Recipe, Team, Precision]:
+        return self.setting.source, self.setting.recipe, self.setting.team, self.setting.precision

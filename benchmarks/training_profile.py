@@ -49,7 +49,7 @@ def profile_step(step: Step, views: Views, device: torch.device, steps: int) -> 
         step(views)
     _catch_up(on_gpu)
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=kinds) as profiler:
+    with profile(activities=kinds, acc_events=True) as profiler:
         began = perf_counter()
         for _ in range(steps):
             step(views)
@@ -93,7 +93,7 @@ def _own_time(event: Any, on_gpu: bool) -> float:
     return float(event.self_device_time_total if on_gpu else event.self_cpu_time_total)
 
 
-def table(profiled: dict[str, Any]) -> Table:
+def profile_table(profiled: dict[str, Any]) -> Table:
     """The rows, as they are printed."""
     shown = Table(box=MARKDOWN)
     for name in ("where the step's time goes", "calls", "ms", "share"):

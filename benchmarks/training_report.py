@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from penstock.benchmarks.report import without_folders
+from penstock.benchmarks.training_profile import profile_table
 from penstock.benchmarks.training_race import Row
 from penstock.engine.backbones import takes_width
 from penstock.machine import describe_machine, git_commit, machine_line, versions
@@ -96,6 +97,8 @@ def show(report: dict[str, Any], console: Console) -> None:
     console.print(_fed_table(report["rows"]))
     if len(report["parts"]) > 1:
         console.print(_parts_table(report["parts"]))
+    if "profile" in report:
+        console.print(profile_table(report["profile"]))
     for row in [*report["rows"], *report["parts"]]:
         if row["error"] and (row.get("name") or row["step"]):
             console.print(f"{row.get('name') or row['step']}, {row['feeder']}: {row['error']}", soft_wrap=True)

@@ -22,15 +22,22 @@ from penstock.engine.evaluate.data import (
     probe_view,
 )
 from penstock.engine.evaluate.online import OnlineEvaluation, OnlineKNN, OnlineLogistic, OnlineProtocol
+from penstock.engine.precision import Precision
 from penstock.engine.seeds import derive_seed
 from penstock.errors import UserError
-from penstock.loaders import Loader, Source, make_loader, open_source
+from penstock.loaders import LOADERS, Loader, Source, make_loader, open_source
 from penstock.loaders.threads import available_cpus
 from penstock.sizes import parse_bytes
 
 
-def build_loader(config: CompleteConfig, source: Source, recipe: Recipe, team: Team) -> Loader:
-    """This rank's share of every epoch's augmented views, the recipe's stages scaled to the run."""
+def build_loader(
+    config: CompleteConfig, source: Source, recipe: Recipe, team: Team, precision: Precision | None = None
+) -> Loader:
+    """This rank's share of every epoch's augmented views, the recipe's stages scaled to the run.
+
+    Args:
+        precision: what the network computes in, see `_views_in`; None: float32.
+    """
     loader = make_loader(
         config.loader,
         source,
@@ -41,6 +48,7 @@ def build_loader(config: CompleteConfig, source: Source, recipe: Recipe, team: T
         world=team.world,
         workers=threads(config, team),
         device=team.device,
+        dtype=_views_in(precision, config.loader),
         executor=config.executor,
         fallback=split_names(config.fallback),
         on_error=config.on_error,
@@ -49,6 +57,16 @@ def build_loader(config: CompleteConfig, source: Source, recipe: Recipe, team: T
     )
     loader.order.follow(team.of_leader(loader.order.name))  # machines with other memory may have chosen another
     return loader
+
+
+def _views_in(precision: Precision | None, loader: str) -> torch.dtype:
+    """The type of the views: on a GPU what autocast would make of them first thing, which takes half the memory.
+
+    Loaders that bring their own augmentation give float32 everywhere, as their users have it.
+    """
+    if precision is None or precision.dtype is None or precision.device.type != "cuda":
+        return torch.float32
+    return torch.float32 if LOADERS[loader].own_augmentation else precision.dtype
 
 
 def threads(config: CompleteConfig, team: Team) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from penstock.engine.backbones import choose_stem, takes_width
 from penstock.engine.config import CompleteConfig, TrainConfig, to_dict
 from penstock.engine.method import Method
+from penstock.engine.precision import Precision
 from penstock.errors import UserError
 from penstock.files import write_whole
 from penstock.loaders import Loader, Source
@@ -45,7 +46,9 @@ def resume_command(out: Path) -> str:
     return f"python engine/train.py --resume {shlex.quote(str(out / 'last.pt'))}"
 
 
-def write_about(out: Path, config: CompleteConfig, source: Source, loader: Loader, method: Method) -> dict[str, object]:
+def write_about(
+    out: Path, config: CompleteConfig, source: Source, *, loader: Loader, method: Method, precision: Precision
+) -> dict[str, object]:
     """Write OUT/config.json: the settings, and what came of them. Returns its content."""
     parameters = sum(parameter.numel() for parameter in method.encoder.backbone.parameters())
     stem = choose_stem(config.stem, config.size)
@@ -53,6 +56,7 @@ def write_about(out: Path, config: CompleteConfig, source: Source, loader: Loade
     about: dict[str, object] = {
         "source": f"{source.name}, {len(source):,} images",
         "network": f"{config.arch}{built}, {parameters / 1e6:.1f} M parameters",
+        "precision": str(precision),
         "recipe": str(loader.recipe),
         "executor": loader.executor.name if loader.executor else None,
         "resume": resume_command(out),

@@ -115,7 +115,7 @@ def train(given: TrainConfig, state: State | None, team: Team) -> int:
     config = dataclasses.replace(config, out=out)
     torch.backends.cudnn.benchmark = True  # batches have few shapes: let it find the fastest kernels
     with (
-        build_loader(config, source, recipe, team) as loader,
+        build_loader(config, source, recipe, team, precision) as loader,
         closing(
             Trainer(config, recipe=recipe, method=method, loader=loader, team=team, precision=precision, out=out)
         ) as trainer,
@@ -126,8 +126,8 @@ def train(given: TrainConfig, state: State | None, team: Team) -> int:
             trainer.evaluation = build_evaluation(config, source, recipe, team)
             out.mkdir(parents=True, exist_ok=True)  # now that nothing is left to refuse
             (out / "recipe.yaml").write_text(dump_recipe(recipe))
-            about = write_about(out, config, source, loader, method)
-            print(f"{about['network']}, {precision}, on {about['source']}\n{about['recipe']}", flush=True)
+            about = write_about(out, config, source, loader=loader, method=method, precision=precision)
+            print(f"{about['network']}, {about['precision']}, on {about['source']}\n{about['recipe']}", flush=True)
             if state is not None and has_changed(config, recipe):
                 print(f"{config.recipe} has changed: this run keeps {out / 'recipe.yaml'}, as it began", flush=True)
             trainer.log = start_log(trainer, recipe, resumed=state is not None)

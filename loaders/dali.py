@@ -55,9 +55,8 @@ class DALILoader(PipelineLoader):
         )
         with pipe:
             encoded = fn.external_source(self._encoded, batch=True, batch_info=True, dtype=DALIDataType.UINT8, ndim=1)
-            pipe.set_outputs(
-                fn.decoders.image(encoded, device="mixed" if gpu else "cpu", output_type=DALIImageType.RGB)
-            )
+            images = fn.decoders.image(encoded, device="mixed" if gpu else "cpu", output_type=DALIImageType.RGB)
+            pipe.set_outputs(images.cpu())  # by DALI's threads, ahead of us
         pipe.build()
         return pipe
 
@@ -122,8 +121,7 @@ class DALILoader(PipelineLoader):
 
     def _run(self, pipe: Any) -> list[NDArray[np.uint8]]:
         (images,) = pipe.run()
-        host = images.as_cpu() if self.device.type == "cuda" else images
-        return [np.asarray(host[i]) for i in range(len(host))]
+        return [np.asarray(images[i]) for i in range(len(images))]
 
     def _at_its_start(self, pipe: Any) -> Any:
         """The same graph, ready for another pass."""

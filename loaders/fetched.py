@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from penstock.augment.pixels import Pixels
@@ -42,12 +43,29 @@ class Fetched:
         """
         sizes = self.height * self.width * 3
         for part in _portions(sizes):
-            offset = np.cumsum(sizes[part]) - sizes[part]
-            data = room.take(int(sizes[part].sum()))
-            pixels = Pixels(data=data, offset=offset, height=self.height[part], width=self.width[part])
-            for i, decode in enumerate(self.decode[part]):
-                decode(pixels.image(i), None if boxes is None else tuple(boxes[part.start + i].tolist()))
-            yield part, pixels
+            yield part, self._decode(part, room.take(int(sizes[part].sum())), boxes)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all pixels."""
+        return 3 * int(self.height @ self.width)
+
+    def into(self, data: NDArray[np.uint8], boxes: NDArray[np.int64] | None = None) -> Pixels:
+        """All of them, in `data`, uint8 [nbytes]. Arguments and errors as for `portions`."""
+        return self._decode(slice(0, len(self.decode)), data, boxes)
+
+    def _decode(self, part: slice, data: NDArray[np.uint8], boxes: NDArray[np.int64] | None) -> Pixels:
+        height, width = self.height[part], self.width[part]
+        pixels = Pixels(data=data, offset=_offsets(height, width), height=height, width=width)
+        for i, decode in enumerate(self.decode[part]):
+            decode(pixels.image(i), None if boxes is None else tuple(boxes[part.start + i].tolist()))
+        return pixels
+
+
+def _offsets(height: NDArray[np.int64], width: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each of some images begins, int64 [N], if they lie one after the other."""
+    sizes = height * width * 3
+    return np.cumsum(sizes) - sizes
 
 
 def _portions(sizes: NDArray[np.int64]) -> Iterator[slice]:
@@ -76,8 +94,32 @@ class Ready:
     def width(self) -> NDArray[np.int64]:
         return self.images.width
 
+    @property
+    def nbytes(self) -> int:
+        """Of these images' pixels."""
+        return 3 * int(self.height @ self.width)
+
     def portions(self, room: Room, boxes: NDArray[np.int64] | None = None) -> Iterator[tuple[slice, Pixels]]:
         yield slice(0, len(self.images)), self.images
+
+    def into(self, data: NDArray[np.uint8], boxes: NDArray[np.int64] | None = None) -> Pixels:
+        """A copy of these images alone, in `data`, uint8 [nbytes]: they may lie in a file of any size."""
+        held, sizes = self.images, self.height * self.width * 3
+        ranges = zip(held.offset.tolist(), (held.offset + sizes).tolist(), strict=True)
+        np.concatenate([held.data[first:last] for first, last in ranges], out=data)
+        return Pixels(data=data, offset=_offsets(self.height, self.width), height=self.height, width=self.width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorPixels(Pixels):
+    """Images in a tensor, on a GPU: as `fused_gpu` takes them, one at a time for executors on the CPU."""
+
+    data: torch.Tensor  # type: ignore[assignment]
+
+    def image(self, i: int) -> NDArray[np.uint8]:
+        """A copy in RAM."""
+        height, width, start = int(self.height[i]), int(self.width[i]), int(self.offset[i])
+        return self.data[start : start + height * width * 3].cpu().numpy().reshape(height, width, 3)
 
 
 def copied(images: Sequence[NDArray[np.uint8]]) -> Fetched:

@@ -125,8 +125,17 @@ class FFCVPackageLoader(Loader):
     def _groups(self, by_kind: list[torch.Tensor]) -> list[torch.Tensor]:
         """The batch's groups, of views of one kind each, [V·N, 3, S, S]; copied."""
         by_size = groupby(zip(self.now.views, by_kind, strict=True), key=lambda pair: pair[0].size)
-        groups = [torch.cat([views for _, views in same]) for _, same in by_size]
-        return [group.to(self.options.device, self.options.dtype, non_blocking=True) for group in groups]
+        groups = [
+            _joined([views for _, views in same], pinned=self.options.device.type == "cuda") for _, same in by_size
+        ]
+        return [group.to(self.options.device, non_blocking=True).to(self.options.dtype) for group in groups]
+
+
+def _joined(views: list[torch.Tensor], *, pinned: bool) -> torch.Tensor:
+    """A copy of views [n, 3, S, S], one after the other; in memory from which a GPU takes it without waiting."""
+    shape = sum(map(len, views)), *views[0].shape[1:]
+    joined = torch.empty(shape, dtype=views[0].dtype, memory_format=torch.channels_last, pin_memory=pinned)
+    return torch.cat(views, out=joined)
 
 
 def _empty(view: View) -> tuple[torch.Tensor, torch.Tensor]:

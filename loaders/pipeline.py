@@ -7,6 +7,10 @@
 A batch is cut into chunks; a worker thread takes a chunk from bytes to normalised views, written straight into the
 batch's tensors, so no pixel is passed between threads. Decoding and torch's kernels release the GIL. Nothing here
 holds random state: whatever the number of threads, the same batch comes out, bit for bit.
+
+For a GPU, the thread that finishes a batch's last chunk sends the views on their way; all copies run on the loader's
+own stream, and nobody waits for them but the stream that uses the batch. Where the executor itself is on the GPU,
+chunks go there as decoded images, and views are made of them by one call (`on_device.py`).
 """
 
 from __future__ import annotations
@@ -29,21 +33,24 @@ from numpy.typing import NDArray
 
 from penstock.augment import fused_cpu, jit
 from penstock.augment.draw import draw
-from penstock.augment.executors import Executor, choose_executor
+from penstock.augment.executors import Executor, Work, choose_executor
 from penstock.augment.pixels import Pixels
 from penstock.augment.recipe import SMALLEST, Group, Recipe, evaluation
+from penstock.augment.rows import Rows
 from penstock.errors import BrokenImage
 from penstock.loaders.contract import Loader, Options, Views
 from penstock.loaders.fetched import Fetched, Ready
 from penstock.loaders.jpeg import decode_jpeg
 from penstock.loaders.lock import locked
 from penstock.loaders.memory import Recycler, Room
+from penstock.loaders.on_device import Piece, bring, enough, joined
 from penstock.loaders.order import permute
 from penstock.loaders.sources.base import Source
 from penstock.loaders.threads import one_thread_each
 
 PREFETCH = 2  # batches made ahead of the one in use: one being finished, one to even out slow images
 CHUNKS_PER_WORKER = 4  # small enough that no thread is left with the last large images
+UNDER_WAY = 4  # batches that were handed out before a GPU had made them: each holds memory, pinned memory too
 LEAST_PIXELS = 1 << 19  # of views that a chunk makes: of small images so many that Python's share of the work is small
 
 Fetch = Callable[[slice], Fetched | Ready]  # reads the images of a part of a batch; called in the workers
@@ -58,7 +65,11 @@ class _Pending:
     index: NDArray[np.int64]
     fetch: Fetch
     groups: list[torch.Tensor]  # [V·N, 3, S, S] each
+    missing: int  # samples whose chunks are not done
     futures: list[Future[None]] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)  # for whoever counts, or sends
+    pieces: list[Piece] = field(default_factory=list)  # images on the device whose views are yet to be made
+    sent: torch.cuda.Event | None = None  # on the loader's stream, behind all that makes the batch
 
 
 class PipelineLoader(Loader):
@@ -76,6 +87,7 @@ class PipelineLoader(Loader):
         self.memory = Recycler()
         self.rooms = threading.local()
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self.under_way = deque[torch.cuda.Event]()
 
     def epoch(self, epoch: int, consumed: int = 0) -> Iterator[Views]:
         recipe, pending = self.recipe.at(epoch), deque[_Pending]()
@@ -108,7 +120,7 @@ class PipelineLoader(Loader):
 
     def _start(self, recipe: Recipe, epoch: int, index: NDArray[np.int64], fetch: Fetch) -> _Pending:
         groups = [self._empty(group, len(index)) for group in recipe.groups]
-        batch = _Pending(recipe, epoch, index, fetch, groups)
+        batch = _Pending(recipe, epoch, index, fetch, groups, missing=len(index))
         chunk = self._chunk(recipe, len(index))
         parts = [slice(first, min(first + chunk, len(index))) for first in range(0, len(index), chunk)]
         batch.futures = [self.pool.submit(self._make, batch, part) for part in parts]
@@ -125,7 +137,7 @@ class PipelineLoader(Loader):
         shape = ((group.views.stop - group.views.start) * samples, 3, group.size, group.size)
         if self.device.type == "cpu":
             return self.memory.empty(shape, self.options.dtype)
-        there = self.device if self.executor.on_device else torch.device("cpu")
+        there = self.device if self.executor.on_device or not samples else torch.device("cpu")
         with torch.cuda.stream(self.stream):  # memory that other streams still read is not given out here
             return torch.empty(
                 shape,
@@ -136,16 +148,21 @@ class PipelineLoader(Loader):
             )
 
     def _make(self, batch: _Pending, part: slice) -> None:
-        """Take one chunk from bytes to views: fill its samples' part of every group."""
+        """Take one chunk from bytes to views, or to the device: fill its samples' part of every group."""
         index = batch.index[part]
         self.skipped.replace(index)
-        while True:
-            try:
-                return self._fill(batch, part)
-            except BrokenImage as error:
-                self.skipped.add(index, error)
+        with torch.cuda.stream(self.stream):
+            while True:
+                try:
+                    piece = self._fill(batch, part)
+                    break
+                except BrokenImage as error:
+                    self.skipped.add(index, error)
+            if piece or self.stream:
+                self._count(batch, part, piece)
 
-    def _fill(self, batch: _Pending, part: slice) -> None:
+    def _fill(self, batch: _Pending, part: slice) -> Piece | None:
+        """Fill the chunk's part; or leave that to an executor on the device, and give the chunk as a piece for it."""
         fetched = batch.fetch(part)
         rows = draw(
             batch.recipe,
@@ -156,11 +173,40 @@ class PipelineLoader(Loader):
             width=fetched.width,
         )
         boxes = rows.boxes() if self.executor.within_crops and isinstance(fetched, Fetched) else None
+        if self.executor.on_device:
+            return bring(part, fetched, boxes, partial(self._around, batch.recipe, rows), self.device)
         for some, pixels in fetched.portions(self._room(), boxes):
-            with torch.cuda.stream(self.stream):
-                for group, out in zip(batch.recipe.groups, batch.groups, strict=True):
-                    by_view = out.unflatten(0, (-1, len(batch.index)))[:, part]  # [V, n, 3, S, S]
-                    self.executor(pixels, rows.views(group.views, some), batch.recipe, by_view[:, some])
+            for group, by_view in self._places(batch, part):
+                self.executor(pixels, rows.views(group.views, some), batch.recipe, by_view[:, some])
+        return None
+
+    def _places(self, batch: _Pending, part: slice) -> Iterator[tuple[Group, torch.Tensor]]:
+        """Each group of views, and where those of some samples belong, [V, n, 3, S, S]."""
+        for group, out in zip(batch.recipe.groups, batch.groups, strict=True):
+            yield group, out.unflatten(0, (-1, len(batch.index)))[:, part]
+
+    def _around(self, recipe: Recipe, rows: Rows, pixels: Pixels) -> list[Work]:
+        """What is left to the executor of each group's views, when the rows that go around it are finished."""
+        return [self.executor.around(pixels, rows.views(g.views), recipe, g.size) for g in recipe.groups]
+
+    def _count(self, batch: _Pending, part: slice, piece: Piece | None) -> None:
+        """Count a chunk that is done. With the last one, the batch goes to the device, or is made there."""
+        with batch.lock:
+            batch.missing -= part.stop - part.start
+            if piece:
+                batch.pieces.append(piece)
+                if not batch.missing or enough(batch.pieces):
+                    self._run_pieces(batch)
+            if self.stream and not batch.missing:
+                batch.groups = [group.to(self.device, non_blocking=True) for group in batch.groups]
+                batch.sent = self.stream.record_event()
+
+    def _run_pieces(self, batch: _Pending) -> None:
+        """Let the executor make the views of all images that are on the device by now."""
+        for piece in joined(batch.pieces):
+            for (_, by_view), work in zip(self._places(batch, piece.part), piece.work, strict=True):
+                self.executor.run(piece.pixels, work, batch.recipe, by_view)
+        batch.pieces.clear()
 
     def _room(self) -> Room:
         """This thread's."""
@@ -171,23 +217,27 @@ class PipelineLoader(Loader):
     def _finish(self, batch: _Pending) -> Views:
         for future in batch.futures:
             future.result()
+        if batch.sent is not None:
+            self._hand_over(batch.groups, batch.sent)
         return Views(
-            groups=self._hand_over(batch.groups),
+            groups=batch.groups,
             index=torch.from_numpy(batch.index),
             label=torch.from_numpy(self.source.labels[batch.index]),
         )
 
-    def _hand_over(self, groups: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Views on the device, by this loader's own stream; the consumer's stream waits for it, the host does not."""
-        if self.stream is None:
-            return groups
-        with torch.cuda.stream(self.stream):
-            groups = [group.to(self.device, non_blocking=True) for group in groups]
+    def _hand_over(self, groups: list[torch.Tensor], sent: torch.cuda.Event) -> None:
+        """Let the consumer's stream wait for the views, and keep their memory until it is done with them.
+
+        The host waits only where it is far ahead: whoever does nothing with batches would take them faster than a GPU
+        makes them.
+        """
         consumer = torch.cuda.current_stream(self.device)
-        consumer.wait_stream(self.stream)
+        consumer.wait_event(sent)
         for group in groups:
             group.record_stream(consumer)
-        return groups
+        self.under_way.append(sent)
+        if len(self.under_way) > UNDER_WAY:
+            self.under_way.popleft().synchronize()
 
     def close(self) -> None:
         for pool in (self.pool, self.reader):

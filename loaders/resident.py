@@ -27,9 +27,10 @@ from rich.filesize import decimal
 
 from penstock.augment.executors import choose_executor
 from penstock.augment.pixels import Pixels
+from penstock.augment.recipe import Recipe
 from penstock.errors import BrokenImage, UserError
 from penstock.loaders.contract import Options
-from penstock.loaders.fetched import Ready
+from penstock.loaders.fetched import Ready, TensorPixels
 from penstock.loaders.in_order import in_order
 from penstock.loaders.pipeline import PipelineLoader
 from penstock.loaders.progress import bar
@@ -47,17 +48,23 @@ class ResidentLoader(PipelineLoader):
 
     def __init__(self, source: Source, options: Options) -> None:
         executor = choose_executor(options.executor, options.recipe, fallback=options.fallback, device=options.device)
-        on_gpu = executor.on_device and options.device.type == "cuda"
+        self.on_gpu = executor.on_device and options.device.type == "cuda"
         resident = ResidentSource(
             source,
             workers=options.workers,
             budget=options.budget,
-            device=options.device if on_gpu else None,
+            device=options.device if self.on_gpu else None,
             on_error=options.on_error,
             progress=options.order.rank == 0,
         )
         super().__init__(resident, options)
         self.skipped = resident.skipped
+
+    def _chunk(self, recipe: Recipe, samples: int) -> int:
+        """A whole batch on a GPU: there is nothing to decode, and one call of the executor makes it."""
+        if self.on_gpu and self.executor.finishes(recipe):
+            return max(1, samples)
+        return super()._chunk(recipe, samples)
 
     def close(self) -> None:
         super().close()
@@ -199,18 +206,6 @@ class ResidentSource(Source):
     def close(self) -> None:
         """Let go of the memory; it is freed when the last view of it is."""
         self.__dict__.pop("images", None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorPixels(Pixels):
-    """Images in a tensor, on a GPU: as `fused_gpu` takes them, one at a time for executors on the CPU."""
-
-    data: torch.Tensor  # type: ignore[assignment]
-
-    def image(self, i: int) -> NDArray[np.uint8]:
-        """A copy in RAM."""
-        height, width, start = int(self.height[i]), int(self.width[i]), int(self.offset[i])
-        return self.data[start : start + height * width * 3].cpu().numpy().reshape(height, width, 3)
 
 
 def in_memory(source: Source) -> Pixels | None:

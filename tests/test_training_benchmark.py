@@ -206,7 +206,7 @@ def test_a_part_is_what_its_name_says(photos: Path) -> None:
 def test_end_to_end(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = {"json": tmp_path / "t.json", "plot": tmp_path / "t.png"}
     written = [part for name, path in out.items() for part in (f"--{name}", str(path))]
-    assert training.main(arguments(photos, "--loaders", "folder", "--amp", "off", *written)) == 0
+    assert training.main(arguments(photos, "--loaders", "folder", "--amp", "off", "--profile", "2", *written)) == 0
 
     found = json.loads(out["json"].read_text())
     assert [(each["step"], each["feeder"]) for each in found["rows"]] == [
@@ -227,7 +227,10 @@ def test_end_to_end(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture)
     assert {"cpu", "cpus", "memory_gb", "gpus"} <= found["machine"].keys() and found["versions"]["torch"]
     assert found["command"].startswith("python benchmarks/training.py --data photos")
     assert str(tmp_path) not in out["json"].read_text()
-    assert "No row for autocast" in capsys.readouterr().out
+    assert found["profile"]["steps"] == 2
+    assert "aten::convolution_backward" in [each["operation"] for each in found["profile"]["rows"]]
+    printed = capsys.readouterr().out
+    assert "No row for autocast" in printed and "where the step's time goes" in printed
     with Image.open(out["plot"]) as picture:
         assert picture.width > 800
 

@@ -55,14 +55,15 @@ RICH = [
 ]
 
 
-# The interpreter keeps the program that it is at in globals of Triton's, so one thread at a time may be in it.
-_INTERPRETER = RLock()
+# One thread at a time plans and launches. Triton's interpreter keeps the program that it is at in globals, and what is
+# compiled when it is first called would be compiled by every thread that meets it, at which numba was seen to fail.
+_LAUNCHING = RLock()
 
 
 @contextmanager
 def _interpreting() -> Iterator[None]:
     """Kernels defined here are interpreted: Triton asks the environment as it decorates."""
-    with _INTERPRETER:
+    with _LAUNCHING:
         before = os.environ.get("TRITON_INTERPRET")
         os.environ["TRITON_INTERPRET"] = "1"
         try:
@@ -108,15 +109,16 @@ def _upload(array: NDArray, device: torch.device) -> torch.Tensor:
     """A copy on the device, through pinned memory, without waiting: torch keeps the buffer until the copy is done."""
     if device.type == "cpu":
         return torch.from_numpy(array)
-    pinned = torch.empty(array.shape, dtype=torch.from_numpy(array[:0]).dtype, pin_memory=True)
+    pinned = torch.empty(array.shape, dtype=torch.from_numpy(np.empty(0, array.dtype)).dtype, pin_memory=True)
     pinned.numpy()[...] = array
     return pinned.to(device, non_blocking=True)
 
 
 def _source(pixels: Pixels, device: torch.device) -> torch.Tensor:
-    """The decoded bytes on the device; they are copied at once, without waiting, if they lie in pinned memory."""
-    data = pixels.data if isinstance(pixels.data, torch.Tensor) else torch.from_numpy(pixels.data)
-    return data.to(device, non_blocking=True)
+    """The decoded bytes on the device; they are copied without waiting, unless they are a tensor in other memory."""
+    if isinstance(pixels.data, torch.Tensor):
+        return pixels.data.to(device, non_blocking=True)
+    return _upload(pixels.data, device)
 
 
 def _check(out: torch.Tensor) -> None:
@@ -177,8 +179,8 @@ def _launch(pixels: Pixels, rows: Rows, target: NDArray[np.int64], recipe: Recip
     _check(out)
     size, device, module = out.shape[-1], out.device, _kernels()
     shape = shape_for(size)
-    plan = make_plan(pixels, rows, target, whole=shape.whole)
-    with torch.cuda.device(device) if device.type == "cuda" else _INTERPRETER:
+    with _LAUNCHING, torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        plan = make_plan(pixels, rows, target, whole=shape.whole)
         words, source, numbers = _upload(plan.words, device), _source(pixels, device), _constants(device)
         stored = torch.empty((2, plan.stored, size, size), dtype=torch.int32, device=device)
         tables = torch.empty((plan.tables, 256), dtype=torch.uint8, device=device)
