@@ -45,7 +45,6 @@ from penstock.benchmarks.results import check_places, write_results
 from penstock.benchmarks.throughput import chosen
 from penstock.benchmarks.training_chart import draw_chart
 from penstock.benchmarks.training_lineup import Lineup
-from penstock.benchmarks.training_profile import profile_step
 from penstock.benchmarks.training_report import ON_CPU, report_of, show
 from penstock.benchmarks.training_steps import WITH_OFFICIAL, Setting
 from penstock.engine.config import TrainConfig
@@ -200,7 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments, settings_of(config, setting), rows=lineup.rows, parts=lineup.parts, notes=notes(config, setting)
     )
     if config.profile:
-        report["profile"] = profile_step(lineup.penstock, lineup.noise, setting.team.device, config.profile)
+        report["profile"] = lineup.profile(config.profile)
     show(report, console)
     write_results(report, draw_chart, json_file=config.json, plot=config.plot)
     return int(lineup.failed)

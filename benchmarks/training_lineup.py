@@ -5,9 +5,11 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from penstock.augment import Recipe
 from penstock.benchmarks.race import Clock, worker_counts
+from penstock.benchmarks.training_profile import profile_step
 from penstock.benchmarks.training_race import Contender, Feed, Row, SameBatch, expected, first_line, race
 from penstock.benchmarks.training_steps import (
     WITH_OFFICIAL,
@@ -81,6 +83,10 @@ class Lineup:
         self.clock.expect(expected(len(self.contenders), seconds=self.seconds, rounds=rounds))
         race(self.contenders, seconds=self.seconds, rounds=rounds, clock=self.clock)
 
+    def profile(self, steps: int) -> dict[str, Any]:
+        """Where the time of Penstock's step goes, on one batch."""
+        return profile_step(self.penstock, self._noise_for(self.penstock), self.setting.team.device, steps)
+
     @property
     def failed(self) -> bool:
         """Whether a row could not be measured, though all that it needs is installed."""
@@ -105,9 +111,11 @@ class Lineup:
 
     def _alone(self, name: str, step: Step) -> Row:
         """A step on one batch of noise, in the layout that it wants."""
+        return self._enter(Row(step=name, feeder=SYNTHETIC), step, Feed(SameBatch(self._noise_for(step))))
+
+    def _noise_for(self, step: Step) -> Views:
         groups = [group.contiguous(memory_format=step.layout) for group in self.noise.groups]
-        batch = Views(groups=groups, index=self.noise.index, label=self.noise.label)
-        return self._enter(Row(step=name, feeder=SYNTHETIC), step, Feed(SameBatch(batch)))
+        return Views(groups=groups, index=self.noise.index, label=self.noise.label)
 
     def _feed(self, name: str, workers: int) -> Feed:
         """What a loader gives. An epoch is at least four times as long as what lies ready of it."""

@@ -65,9 +65,9 @@ def _catch_up(on_gpu: bool) -> None:
 
 def summary(events: Iterable[Any], *, steps: int, seconds: float, on_gpu: bool) -> dict[str, Any]:
     """What `profile_step` returns, from the profiler's averages: operations are the CPU's events, kernels the GPU's."""
-    events = list(events)
-    operations = [each for each in events if each.device_type == DeviceType.CPU and "::" in each.key]
-    kernels = [each for each in events if each.device_type == DeviceType.CUDA and not each.is_user_annotation]
+    events = [each for each in events if not each.is_user_annotation]
+    operations = [each for each in events if each.device_type == DeviceType.CPU]
+    kernels = [each for each in events if each.device_type == DeviceType.CUDA]
     found = sorted(((each.key, each.count, _own_time(each, on_gpu)) for each in operations), key=lambda row: -row[2])
     found = [row for row in found if row[2]]
     attributed = sum(time for _, _, time in found)

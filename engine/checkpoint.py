@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
@@ -44,11 +45,23 @@ class Position:
     step: int = 0
 
 
+class NotWritten(UserError):
+    """A checkpoint that could not be written: no fault of what was typed, and no other command's, too."""
+
+    exit_code = 1
+
+    def __init__(self, path: Path, error: Exception) -> None:
+        system = error if isinstance(error, OSError) else error.__context__  # torch raises its own over the system's
+        reason = system.strerror if isinstance(system, OSError) else str(error).strip().partition("\n")[0]
+        kept = "; the one before it is whole" if path.exists() else ""
+        super().__init__(f"{path}: the checkpoint cannot be written ({reason}){kept}")
+
+
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write under another name, wait until it is on the disk, then put it in place of the last one.
 
     Raises:
-        UserError: it cannot be written; the last one is as it was.
+        NotWritten: the last one is as it was.
     """
     partial = path.with_name(path.name + ".partial")
     try:
@@ -57,16 +70,15 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # torch's own, where the disk is full in the middle of a tensor
+    except (OSError, RuntimeError) as error:  # torch's, where the disk is full in the middle of a tensor
         partial.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
-        raise UserError(f"{path}: the checkpoint cannot be written ({reason}); the one before it is whole") from error
+        raise NotWritten(path, error) from error
 
 
 class CheckpointWriter:
     """Writes checkpoints while training goes on: the state is copied at once, and a thread waits for the disk.
 
-    One at a time: a second one waits for the first. What went wrong with one is raised by the next call.
+    One at a time: a second one waits for the first, and makes good for it where it could not be written.
     """
 
     def __init__(self) -> None:
@@ -74,18 +86,32 @@ class CheckpointWriter:
         self._writing: Future[None] | None = None
 
     def save(self, paths: Sequence[Path], state: dict[str, Any]) -> None:
-        """Start to write a state under each of these names, in order. Raises UserError as `wait` does."""
-        self.wait()
-        self._writing = self._thread.submit(_save_all, paths, on_host(state))
+        """Start to write a state under each of these names, in order.
+
+        Raises:
+            NotWritten: neither the one before nor this one could be.
+        """
+        held, before = on_host(state), self._failure()
+        self._writing = self._thread.submit(_save_all, paths, held)
+        if before is not None:
+            self.wait()
+            print(f"penstock: {before}; now it could", file=sys.stderr, flush=True)
 
     def wait(self) -> None:
-        """Until all is on the disk. Raises UserError where it could not be written."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
+        """Until all is on the disk. Raises NotWritten."""
+        if failure := self._failure():
+            raise failure
 
     def close(self) -> None:
-        self._thread.shutdown(wait=True)
+        """Wait; a failure that nobody has asked for is said, as there may be another error on its way."""
+        if failure := self._failure():
+            print(f"penstock: {failure}", file=sys.stderr, flush=True)
+        self._thread.shutdown()
+
+    def _failure(self) -> BaseException | None:
+        """What became of the last one, when it is over; said once."""
+        writing, self._writing = self._writing, None
+        return writing.exception() if writing is not None else None
 
 
 def _save_all(paths: Sequence[Path], state: dict[str, Any]) -> None:

@@ -115,6 +115,7 @@ class Trainer:
         self.meter, self.clock = Meter(("loss", *method.metrics), team.device), WaitClock(team.device)
         self.counted = (0, 0)  # the executor's rows, and those that went around, as last read
         self.checkpoints = CheckpointWriter()
+        self.evaluated_every: tuple[int, ...] = ()  # after how many epochs, by each protocol; the same on all ranks
         self.stopping = 0  # the signal on which all ranks have agreed to stop
 
     def fit(self) -> int:
@@ -123,6 +124,8 @@ class Trainer:
         Raises:
             Diverged: the loss is not finite; nothing is saved then.
         """
+        every = (self.config.knn_every, self.config.logistic_every)
+        self.evaluated_every = self.team.of_leader(every if self.evaluation is not None else ())
         if self.position.step == 0 and not self._evaluate({"epoch": 0, "step": 0}):
             self.save()
         while self.position.epoch < self.config.epochs and not self.stopping:
@@ -241,7 +244,7 @@ class Trainer:
     def _finish_epoch(self) -> None:
         """What follows the last step of an epoch. Every rank takes over rank 0's statistics of normalisation here."""
         self.team.follow_leader(list(self.method.buffers()))
-        if any(is_due(every, self.position.epoch + 1, self.config.epochs) for every in self._evaluated_every):
+        if any(is_due(every, self.position.epoch + 1, self.config.epochs) for every in self.evaluated_every):
             self.save()  # evaluating may take long, and what stops it would cost the epoch
         self.position.epoch += 1
         self.position.consumed = 0
@@ -268,10 +271,6 @@ class Trainer:
         if not self.stopping and self.log is not None and len(row) > 2:
             self.log.log_epoch(row)
         return not self.stopping
-
-    @property
-    def _evaluated_every(self) -> tuple[int, ...]:
-        return self.config.knn_every, self.config.logistic_every
 
     def _kept(self, row: Row) -> Iterator[str]:
         """The names under which the checkpoint of the epoch with this row is kept."""

@@ -9,7 +9,9 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """A wrong input. Commands print it as one line and leave with exit code 2; a library caller catches it."""
+    """A wrong input. Commands print it as one line and leave with `exit_code`; a library caller catches it."""
+
+    exit_code = 2
 
 
 class MissingExtra(UserError):
@@ -31,13 +33,13 @@ class BrokenImage(UserError):
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command's `main` and leave: 0 or its return value, 2 with one line for a wrong input, 130 after Ctrl-C."""
+    """Run a command's `main` and leave: 0 or its return value, an error's code with one line, 130 after Ctrl-C."""
     try:
         code = main() or 0
         sys.stdout.flush()
     except UserError as error:
         print(f"penstock: {error}", file=sys.stderr)
-        code = 2
+        code = error.exit_code
     except KeyboardInterrupt:
         print("penstock: interrupted", file=sys.stderr)
         code = 130

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,7 @@ import torch
 from torch import nn
 
 from penstock.engine import checkpoint
-from penstock.engine.checkpoint import CheckpointWriter, load_checkpoint, on_host, save_checkpoint
-from penstock.errors import UserError
+from penstock.engine.checkpoint import CheckpointWriter, NotWritten, load_checkpoint, on_host, save_checkpoint
 
 
 @pytest.fixture
@@ -50,32 +50,76 @@ def test_the_second_waits_for_the_first(tmp_path: Path, disk: threading.Event) -
     assert load_checkpoint(tmp_path / "last.pt")["step"] == 2, "closing waits, too"
 
 
-def test_a_full_disk_is_said_once_and_the_one_before_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(file: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """A disk that is full while the list holds True."""
+    is_full, fsync = [True], os.fsync
 
+    def refuse(file: int) -> None:
+        if is_full[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(file)
+
+    monkeypatch.setattr(checkpoint.os, "fsync", refuse)
+    return is_full
+
+
+def test_a_full_disk_is_said_once_and_the_one_before_is_whole(tmp_path: Path, full: list[bool]) -> None:
     writer, path = CheckpointWriter(), tmp_path / "last.pt"
+    full[0] = False
     save_checkpoint(path, {"step": 1})
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    full[0] = True
     writer.save([path], {"step": 2})
-    with pytest.raises(UserError, match=r"last.pt: the checkpoint cannot be written \(No space left on device\)"):
+    with pytest.raises(NotWritten, match=r"cannot be written \(No space left on device\); the one before it is whole$"):
         writer.wait()
     assert load_checkpoint(path)["step"] == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
     writer.wait()
     writer.close()
 
 
-def test_a_disk_that_is_full_in_mid_tensor_leaves_nothing_half_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(state: object, file: object) -> None:
-        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed\nand a trace")
+def test_where_there_was_none_before_none_is_said_to_be_whole(tmp_path: Path, full: list[bool]) -> None:
+    with pytest.raises(NotWritten, match=r"cannot be written \(No space left on device\)$"):
+        save_checkpoint(tmp_path / "last.pt", {})
 
-    save_checkpoint(tmp_path / "last.pt", {"step": 1})
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UserError, match=r"\(PytorchStreamWriter failed writing file data/0: file write failed\)"):
-        save_checkpoint(tmp_path / "last.pt", {"step": 2})
-    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+def test_the_next_one_makes_good(tmp_path: Path, full: list[bool], capsys: pytest.CaptureFixture[str]) -> None:
+    writer, path = CheckpointWriter(), tmp_path / "last.pt"
+    writer.save([path], {"step": 1})
+    wait([writer._writing])
+    full[0] = False
+    writer.save([path], {"step": 2})
+    assert load_checkpoint(path)["step"] == 2
+    assert (
+        "last.pt: the checkpoint cannot be written (No space left on device); now it could" in capsys.readouterr().err
+    )
+    writer.close()
+
+
+def test_two_that_fail_stop_the_training(tmp_path: Path, full: list[bool]) -> None:
+    writer = CheckpointWriter()
+    writer.save([tmp_path / "last.pt"], {"step": 1})
+    with pytest.raises(NotWritten):
+        writer.save([tmp_path / "last.pt"], {"step": 2})
+    writer.close()
+
+
+def test_closing_says_what_nobody_has_asked_for(
+    tmp_path: Path, full: list[bool], capsys: pytest.CaptureFixture[str]
+) -> None:
+    writer = CheckpointWriter()
+    writer.save([tmp_path / "last.pt"], {"step": 1})
+    writer.close()
+    assert "cannot be written (No space left on device)" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_in_mid_tensor_is_called_so(tmp_path: Path) -> None:
+    """torch then raises an error of its own over the system's."""
+    folder = tmp_path / "last.pt.partial"
+    folder.symlink_to("/dev/full")
+    with pytest.raises(NotWritten, match=r"\(No space left on device\)$"):
+        save_checkpoint(tmp_path / "last.pt", {"method": torch.zeros(1 << 20)})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_copy_loads_as_the_state_itself() -> None:

@@ -24,9 +24,11 @@ def test_on_a_gpu_the_kernels_count_by_the_operation_that_launched_them() -> Non
         event("aten::conv", 20, cpu=9000, gpu=4000),
         event("aten::add_", 10, cpu=9000, gpu=1000),
         event("aten::view", 10, cpu=9000),
+        event("## Call CompiledFxGraph ##", 10, cpu=9000, gpu=500),
         event("cudaLaunchKernel", 30, cpu=7000),
         event("sm90_conv", 20, cpu=0, gpu=4000, device=DeviceType.CUDA),
         event("vectorized_add", 10, cpu=0, gpu=1000, device=DeviceType.CUDA),
+        event("triton_poi_fused_relu", 10, cpu=0, gpu=500, device=DeviceType.CUDA),
         event("replayed_by_a_graph", 10, cpu=0, gpu=2000, device=DeviceType.CUDA),
         event("Optimizer.step", 10, cpu=0, gpu=6000, device=DeviceType.CUDA, is_user_annotation=True),
     ]
@@ -34,9 +36,10 @@ def test_on_a_gpu_the_kernels_count_by_the_operation_that_launched_them() -> Non
     assert [(row["operation"], row["calls"], row["ms"]) for row in found["rows"]] == [
         ("aten::conv", 2, pytest.approx(0.4)),
         ("aten::add_", 1, pytest.approx(0.1)),
+        ("## Call CompiledFxGraph ##", 1, pytest.approx(0.05)),
         (GRAPHS, 0, pytest.approx(0.2)),
     ]
-    assert found["busy"] == pytest.approx(0.7)
+    assert found["busy"] == pytest.approx(0.75)
     assert found["ms_per_step"] == pytest.approx(1.0)
     assert sum(row["share"] for row in found["rows"]) == pytest.approx(found["busy"])
 
