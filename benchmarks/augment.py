@@ -13,8 +13,9 @@ baseline over an executor's: torchvision's PIL transforms, or Albumentations whe
 thread. `floor` is what moving the bytes would take: a view's crop read once, the view written once, at the speed at
 which this machine copies memory.
 
-On a GPU a batch is the unit (`augment_gpu.py` says who runs there): milliseconds for all its views, the host's part of
-them, and how many times its floor and fused_gpu's time they are. Operations end in normalised views there.
+On a GPU a batch is the unit (`augment_gpu.py` says who runs there): milliseconds for all its views, and how many times
+its floor and fused_gpu's time they are. Beside them stand those that the host takes to launch a batch, which are no
+part of them: it does so while the GPU still makes others. Operations end in normalised views there.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from penstock.benchmarks.augment_gpu import CAVEATS
-from penstock.benchmarks.augment_report import number
+from penstock.benchmarks.augment_report import number, sides
 from penstock.benchmarks.chart import BASELINE_COLOUR, LOADER_COLOUR, TEXT_COLOUR
 from penstock.machine import machine_line
 
@@ -96,7 +96,7 @@ def _time(row: dict[str, Any]) -> float:
 
 def _title(row: dict[str, Any]) -> str:
     batch = f", {row['batch']:,} × {row['views_per_batch'] // row['batch']}" if row["batch"] else ""
-    return f"{row['operation']}, {row['size']} px{batch}"
+    return f"{row['operation']}, {sides(row)} px{batch}"
 
 
 def _text(row: dict[str, Any]) -> str:

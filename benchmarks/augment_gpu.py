@@ -12,8 +12,9 @@
 the same crop, jitter and flip. It stands here for what these kernels could do if they took a value for each image.
 
 All end in normalised float32 views (but for bf16) and draw new random values in each pass. No pass is waited for before
-the next is launched; AHEAD are under way at most, as where a loader prefetches. But for torchvision's loop, rivals take
-batches of one size, so their images are resized to the first one's beforehand, at no cost to them.
+the next is launched; AHEAD are under way at most, as where a loader prefetches. DALI alone waits in each pass: it makes
+batches in threads of its own, and `run` returns the oldest of them when it is made. But for torchvision's loop, rivals
+take batches of one size, so their images are resized to the first one's beforehand, at no cost to them.
 """
 
 from __future__ import annotations

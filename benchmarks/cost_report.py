@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import textwrap
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import linear_regression, median
 from typing import Any
@@ -18,10 +17,9 @@ from rich.table import Table
 
 from penstock.benchmarks.chart import CEILING_COLOUR, GRID_COLOUR, LOADER_COLOUR, TEXT_COLOUR
 from penstock.benchmarks.cost_probe import IMAGENET
-from penstock.benchmarks.report import without_folders
 from penstock.engine.backbones import takes_width
 from penstock.errors import UserError
-from penstock.machine import describe_machine, git_commit, machine_line, versions
+from penstock.machine import machine_line, provenance, without_folders
 
 EPOCHS = 200
 NAMES = {"moco": "MoCo", "end-to-end": "end-to-end"}
@@ -50,11 +48,7 @@ def report_of(arguments: list[str], settings: dict[str, Any], rows: list[dict[st
     found = figures(rows)
     return {
         "benchmark": "cost",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": without_folders(shlex.join(["python", "benchmarks/cost.py", *arguments])),
-        "commit": git_commit(),
-        "machine": describe_machine(),
-        "versions": versions(),
+        **provenance(shlex.join(["python", "benchmarks/cost.py", *arguments])),
         "settings": settings,
         "rows": found,
         "extrapolated": extrapolated(found, max(settings["queues"])),

@@ -22,7 +22,6 @@ if __name__ == "__main__":  # run by path: see the package, not this folder (who
 
 import shlex
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import tyro
@@ -38,11 +37,11 @@ from penstock.engine.config import TrainConfig
 from penstock.engine.csv_log import read_csv
 from penstock.engine.data import labelled_images
 from penstock.engine.defaults import METHODS, check_choices, complete
-from penstock.engine.in_turn import STOPPED, InTurn
+from penstock.engine.in_turn import InTurn
 from penstock.engine.runs import Run, check_same, read_run
 from penstock.errors import UserError, run_command
 from penstock.loaders import open_source
-from penstock.machine import describe_machine, git_commit, machine_line, versions
+from penstock.machine import machine_line, portable, provenance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,16 +138,12 @@ def row_of(out: Path, method: str) -> dict[str, Any]:
 
 
 def report_of(config: Config, command: list[str]) -> dict[str, Any]:
-    """What the JSON holds: every figure, and all it takes to trace it."""
+    """What the JSON holds: every figure, and all it takes to trace it; no path of this machine."""
     settings = {key: value for key, value in asdict(config).items() if key not in ("json", "plot", "out")}
     return {
         "benchmark": "methods",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/methods.py", *command]),
-        "commit": git_commit(),
-        "machine": describe_machine(),
-        "versions": versions(),
-        "settings": settings,
+        **provenance(shlex.join(["python", "benchmarks/methods.py", *command])),
+        "settings": portable(settings),
         "rows": [row_of(config.out / method, method) for method in config.methods],
     }
 
@@ -196,7 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
     turn = InTurn(runs, lambda method: config.out / method, jobs=config.jobs, console=console)
     if not turn.carry_out():
         print("penstock: stopped; the same command goes on", file=sys.stderr)
-        return STOPPED
+        return 128 + turn.interrupts.received
     if turn.failed:
         raise UserError("\n".join(turn.failed.values()))
     report = report_of(config, sys.argv[1:] if arguments is None else arguments)

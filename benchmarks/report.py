@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from dataclasses import asdict
-from datetime import UTC, datetime
 from statistics import median
 from typing import Any
 
@@ -16,7 +14,7 @@ from rich.table import Table as Printed
 from penstock.benchmarks.plan import DECODE_ONLY, READ_ONLY, Table
 from penstock.benchmarks.rival import Row
 from penstock.benchmarks.worker import choose_recipe
-from penstock.machine import describe_machine, git_commit, machine_line, versions
+from penstock.machine import machine_line, provenance, without_folders
 
 RESTLESS = 0.1  # share of one CPU that waiting rows may use before the report warns of it
 CAPTION = (
@@ -32,20 +30,11 @@ def report_of(
     """What the JSON holds: every figure, and all it takes to trace it; no path of this machine."""
     return {
         "benchmark": "throughput",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": without_folders(shlex.join(["python", "benchmarks/throughput.py", *arguments])),
-        "commit": git_commit(),
-        "machine": describe_machine(),
-        "versions": versions(),
+        **provenance(shlex.join(["python", "benchmarks/throughput.py", *arguments])),
         "settings": settings,
         "tables": [_described(table) for table in tables],
         "scaling": [{"cpus": table.setting.threads, "rows": results(table.rows)} for table in scaling],
     }
-
-
-def without_folders(text: str) -> str:
-    """A text whose absolute paths are cut down to their last part."""
-    return re.sub(r"(?<![\w.])/(?:[^\s/:'\"]+/)+(?=[^\s/:'\"])", "", text)
 
 
 def _described(table: Table) -> dict[str, Any]:

@@ -20,66 +20,35 @@ if __name__ == "__main__":  # run by path: see the package, not this folder (who
 
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from statistics import median
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import psutil
 import tyro
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import Progress
-from rich.table import Table
 
 import penstock
 from penstock.benchmarks.results import check_places, write_results
 from penstock.benchmarks.scale_chart import draw_chart
+from penstock.benchmarks.scale_lineup import CONTENDERS, Row
 from penstock.benchmarks.scale_probe import QUASI
+from penstock.benchmarks.scale_report import report_of, show
 from penstock.benchmarks.scale_sets import bytes_on_disk, write_set
 from penstock.errors import UserError, run_command
 from penstock.loaders import LOADERS, Order, Source, missing, open_source
 from penstock.loaders.pipeline import compile_views
 from penstock.loaders.threads import available_cpus
-from penstock.machine import describe_machine, git_commit, machine_line, versions
 
 SAMPLES, QUICK_SAMPLES = (10_000, 100_000, 1_280_000, 100_000_000), (1_000, 10_000)
 FEWEST, SMALL = 100, 64  # samples of a set, and of the one that each process opens before the clock starts
-IMAGENET = 1_280_000
 BATCHES = 16  # of an epoch, at least: smaller sets have smaller batches
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contender:
-    """Whose cost is measured.
-
-    Attributes:
-        kind: of set that it reads: `beton`, `webdataset` or `files`.
-        loader: of ours, which hands out batches; None where only the index and the order are measured.
-        most: samples up to which it is measured, and `why` not above.
-    """
-
-    kind: str
-    loader: str | None = None
-    most: int | None = None
-    why: str = ""
-
-
-CONTENDERS = {
-    "ffcv": Contender(kind="beton", loader="ffcv"),
-    "resident": Contender(kind="beton", loader="resident", most=100_000, why="it holds all pixels: 3 KB a sample here"),
-    "webdataset": Contender(kind="webdataset", loader="folder", most=IMAGENET, why="its index is text, and read whole"),
-    "folder": Contender(kind="files", loader="folder", most=IMAGENET, why="so many files take minutes to make"),
-    "ffcv-package": Contender(kind="beton", most=IMAGENET, why="over 50 GB of memory for 100 million"),
-    "torchvision": Contender(kind="files", most=IMAGENET, why="so many files take minutes to make"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,23 +98,14 @@ class Config:
     def threads(self) -> int:
         return self.workers or available_cpus()
 
-
-@dataclass(kw_only=True)
-class Row:
-    """A contender at a number of samples: what each process measured (see `scale_probe.Measured`), or why none did."""
-
-    contender: str
-    samples: int
-    repeats: list[dict[str, float | None]] = field(default_factory=list)
-    error: str | None = None
-
-    def figures(self) -> dict[str, float | None]:
-        """The median of each figure."""
-        found: dict[str, float | None] = {}
-        for name in self.repeats[0] if self.repeats else ():
-            values = [repeat[name] for repeat in self.repeats]
-            found[name] = median(value for value in values if value is not None) if None not in values else None
-        return found
+    def settings(self) -> dict[str, Any]:
+        """What decides the figures."""
+        given = {key: value for key, value in asdict(self).items() if key not in ("json", "plot", "scratch")}
+        chosen = {
+            "samples": self.numbers, "contenders": self.chosen, "workers": self.threads,
+            "seconds": self.rate_seconds, "repeats": self.processes,
+        }  # fmt: skip
+        return given | chosen
 
 
 def check(config: Config) -> None:
@@ -242,111 +202,6 @@ def compile_all() -> None:
         Order(SMALL, 1, shuffle=shuffle).indices(0, 0)
 
 
-def results(rows: list[Row]) -> list[dict[str, Any]]:
-    """The rows as the JSON holds them: medians, memory also for each sample."""
-    found = []
-    for row in rows:
-        figures = row.figures()
-        each = {
-            name.replace("bytes", "bytes_per_sample"): value / row.samples
-            for name, value in figures.items()
-            if name.endswith("bytes") and value is not None
-        }
-        found.append({**asdict(row), **figures, **each})
-    return found
-
-
-def report_of(config: Config, command: list[str], rows: list[Row], available: int) -> dict[str, Any]:
-    """What the JSON holds: every figure, and all it takes to trace it."""
-    settings = {key: value for key, value in asdict(config).items() if key not in ("json", "plot", "scratch")}
-    chosen = {
-        "samples": config.numbers, "contenders": config.chosen, "workers": config.threads,
-        "seconds": config.rate_seconds, "repeats": config.processes,
-    }  # fmt: skip
-    return {
-        "benchmark": "scale",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/scale.py", *command]),
-        "commit": git_commit(),
-        "machine": describe_machine(),
-        "versions": versions(),
-        "settings": {**settings, **chosen},
-        "memory_available": available,
-        "rows": results(rows),
-    }
-
-
-INDEX = {  # heading: (figure, its format)
-    "open s": ("open_s", "{:,.3f}"),
-    "private": ("private_bytes_per_sample", "{:,.1f}"),
-    "mapped": ("mapped_bytes_per_sample", "{:,.1f}"),
-    "peak": ("peak_bytes_per_sample", "{:,.1f}"),
-    "order s": ("order_s", "{:,.4f}"),
-    "full": ("order_us", "{:,.2f}"),
-    "quasi": ("quasi_us", "{:,.2f}"),
-}
-BATCHES_OF = {
-    "first batch s": ("first_batch_s", "{:,.2f}"),
-    "pairs/s, new images": ("new_pairs_per_s", "{:,.0f}"),
-    "pairs/s, again": ("pairs_per_s", "{:,.0f}"),
-}
-
-
-def short(number: int) -> str:
-    """1280000 as 1.28M."""
-    unit, letter = (10**6, "M") if number >= 10**6 else (1000, "k") if number >= 1000 else (1, "")
-    return f"{number / unit:g}{letter}"
-
-
-def table(rows: list[dict[str, Any]], columns: dict[str, tuple[str, str]], title: str, caption: str) -> Table:
-    shown = Table(
-        title=title,
-        caption=caption,
-        title_justify="left",
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    shown.add_column("samples", justify="right", no_wrap=True)
-    shown.add_column("contender", no_wrap=True)
-    for heading in columns:
-        shown.add_column(heading, justify="right", no_wrap=True)
-    last = None
-    for row in rows:
-        samples, last = short(row["samples"]) if row["samples"] != last else "", row["samples"]
-        cells = [format.format(row[name]) if row.get(name) is not None else "" for name, format in columns.values()]
-        shown.add_row(samples, row["contender"], *cells)
-    return shown
-
-
-def show(report: dict[str, Any], console: Console) -> None:
-    """Print the table, and what is not in it."""
-    rows, machine = report["rows"], machine_line(report["machine"])
-    caption = (
-        "private, mapped, peak: bytes of memory a sample, opened and while opening;\norder: until the first batch's"
-    )
-    caption += " indices are known; full, quasi: µs/index"
-    console.print(table(rows, INDEX, f"Index and order by the number of samples\n{machine}", caption))
-    settings = report["settings"]
-    title = f"Batches: moco-v2, 2 views of {settings['size']} px, batches of up to {settings['batch']}"
-    rated = [row for row in rows if row.get("first_batch_s") is not None]
-    console.print(table(rated, BATCHES_OF, title, "new images: read, and their checksums tested, for the first time"))
-    largest = max((bytes_on_disk(CONTENDERS[row["contender"]].kind, row["samples"]) for row in rows), default=0)
-    if largest > report["memory_available"]:
-        free = decimal(report["memory_available"])
-        console.print(
-            f"{free} of memory were free, the largest tables take {decimal(largest)}: read from the disk again"
-        )
-    for row in rows:
-        if row["error"]:
-            console.print(f"{row['contender']}, {row['samples']:,}: {row['error']}", markup=False)
-    for name in report["settings"]["contenders"]:
-        contender = CONTENDERS[name]
-        if contender.most and max(report["settings"]["samples"]) > contender.most:
-            console.print(f"{name}: left out above {contender.most:,} samples: {contender.why}")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark. Returns 1 where a row failed; one whose package is not installed is no failure."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -362,7 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
     compile_all()
     with Progress(console=console, transient=True) as progress:
         measure(runnable, source, config, progress)
-    report = report_of(config, arguments, rows, available)
+    report = report_of(config.settings(), arguments, rows, available)
     show(report, console)
     write_results(report, draw_chart, json_file=config.json, plot=config.plot)
     return int(any(row.error for row in runnable))

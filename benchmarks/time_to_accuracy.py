@@ -5,9 +5,10 @@
     python benchmarks/time_to_accuracy.py --subset 2000 --epochs 4 --width 8 --stem half --batch 128      # on a CPU
 
 Each row is a run of a published table, with the settings of that table (engine/systems), and its target the figure that
-stands there: `original` and `albumentations-7` are of r0 (200 epochs), `moco` is abcde of r1-subsets (800 epochs). Only
-what makes it faster is chosen here, --loader and --compile, and how often kNN is evaluated. The report names all that
-differs, and has published times of others beside it (`time_to_accuracy_report.py`).
+stands there: `original` and `albumentations-7` are of r0 (200 epochs), `moco` is abcde of r1-subsets (800 epochs). What
+is chosen here makes it faster: --loader, --compile, and how often kNN is evaluated. Precision and executor are the
+fastest that the machine has, unless --train says otherwise: bf16 and fused_gpu on a recent GPU. The report names all of
+it, and has published times of others beside it (`time_to_accuracy_report.py`).
 
 Minutes are those of OUT/runs/NAME/epochs.csv: of training, the wait for data and the time to compile included, without
 start, checkpoints and evaluation; minutes with evaluation stand beside them. A target is found at the first evaluation
@@ -30,7 +31,6 @@ import json
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from datetime import UTC, datetime
 from threading import Event
 from typing import Any
 
@@ -40,9 +40,9 @@ from rich.console import Console
 from tyro.conf import DisallowNone, Suppress
 
 from penstock.benchmarks.results import check_places, write_results
-from penstock.benchmarks.time_to_accuracy_report import REFERENCES, draw_chart, figures, minutes_of, show
+from penstock.benchmarks.time_to_accuracy_report import REFERENCES, draw_chart, figures, machine_made, minutes_of, show
 from penstock.engine.csv_log import read_csv
-from penstock.engine.in_turn import STOPPED
+from penstock.engine.defaults import CHOICES
 from penstock.engine.runs import REFUSED, Place, Run, RunFailed, carry_out, epochs_done, is_finished, read_run
 from penstock.engine.signals import Interrupts
 from penstock.engine.sweep import Config as SweepConfig
@@ -53,7 +53,7 @@ from penstock.engine.systems.results import gather, header
 from penstock.engine.systems.table import Entry, Table
 from penstock.errors import UserError, run_command
 from penstock.loaders.make import check_name
-from penstock.machine import describe_machine, git_commit, versions
+from penstock.machine import portable, provenance
 
 ROWS = {  # by their names here: a published table, and the run in it
     "original": ("r0", "cifar10-moco-cifar"),
@@ -95,6 +95,9 @@ def check(config: Config) -> None:
             raise UserError(f"--{name.replace('_', '-')} {value}: it takes at least 1")
     if config.minutes is not None and not config.minutes > 0:
         raise UserError(f"--minutes {config.minutes:g}: a row needs more than 0; leave it out to train to the end")
+    modes = ("auto", *CHOICES["compile"])
+    if config.compile not in modes:
+        raise UserError(f"--compile {config.compile!r} is not known: choose one of {', '.join(modes)}")
     check_name(config.loader)
     check_places(json=config.json, plot=config.plot)
 
@@ -105,7 +108,7 @@ def published(name: str) -> tuple[Table, Entry]:
     return table, next(entry for entry in table.entries if entry.run == run)
 
 
-def rows_of(config: Config) -> Table:
+def table_of(config: Config) -> Table:
     """All rows as a table of their own, so that --epochs cuts them in one ratio, with what is chosen for speed."""
     mode = config.compile
     if mode == "auto":
@@ -128,7 +131,7 @@ def plan(config: Config) -> Sweep:
     """The runs of the rows that were asked for."""
     cut = {field.name: getattr(config, field.name) for field in fields(Cut)}
     only = tuple(ROWS[name][1] for name in config.rows)
-    sweep = Sweep(SweepConfig(**cut, seeds=1, only=only, out=config.out), rows_of(config))
+    sweep = Sweep(SweepConfig(**cut, seeds=1, only=only, out=config.out), table_of(config))
     for run in sweep.runs:
         if run.config.knn_every == 0:
             raise UserError("--train has --knn-every 0, and rows are timed by their kNN accuracy: leave it out")
@@ -136,11 +139,16 @@ def plan(config: Config) -> Sweep:
 
 
 class Watch:
-    """Looks at a run while it trains: says what kNN finds, and stops it when its minutes are over, or on a signal."""
+    """Looks at a run while it trains: says what kNN finds, and stops it when its minutes are over, or on a signal.
 
-    def __init__(self, name: str, folder: Path, interrupts: Interrupts, config: Config, console: Console) -> None:
+    One that is trained to its end needs no more minutes to be finished.
+    """
+
+    def __init__(
+        self, name: str, run: Run, folder: Path, interrupts: Interrupts, minutes: float | None, console: Console
+    ) -> None:
         self.name, self.log, self.interrupts, self.console = name, folder / "epochs.csv", interrupts, console
-        self.minutes, self.stop = config.minutes, Event()
+        self.epochs, self.minutes, self.stop = run.config.epochs or 0, minutes, Event()
         self.said = epochs_done(folder)
 
     def look(self) -> None:
@@ -150,20 +158,21 @@ class Watch:
             if row["epoch"] > self.said and "knn" in row:
                 self.say(f"epoch {row['epoch']:.0f}, {minutes:.2f} min, kNN {row['knn']:.2f} %")
                 self.said = int(row["epoch"])
-        if self.interrupts.received or (self.minutes is not None and spent and spent[-1] >= self.minutes):
+        left = not log or log[-1]["epoch"] < self.epochs
+        if self.interrupts.received or (self.minutes is not None and left and spent and spent[-1] >= self.minutes):
             self.stop.set()
 
     def say(self, text: str) -> None:
         self.console.print(f"{self.name}: {text}", soft_wrap=True)
 
 
-def train(sweep: Sweep, config: Config, console: Console, over: Callable[[], object]) -> tuple[dict[str, str], bool]:
+def train(sweep: Sweep, config: Config, console: Console, over: Callable[[], object]) -> tuple[dict[str, str], int]:
     """All rows, each until it is finished, its minutes are over, or a signal comes.
 
     Args:
         over: called when one has come so far.
 
-    Returns: what those that failed said, by the names of their runs, and whether a signal came.
+    Returns: what those that failed said, by the names of their runs, and the signal that came, 0 for none.
 
     Raises:
         RunFailed: a run was refused, as the others would be.
@@ -172,7 +181,7 @@ def train(sweep: Sweep, config: Config, console: Console, over: Callable[[], obj
     with Interrupts() as interrupts:
         for cell in sweep.cells:
             [run], [name] = cell.runs, cell.entry.row
-            watch = Watch(name, sweep.folder(run.name), interrupts, config, console)
+            watch = Watch(name, run, sweep.folder(run.name), interrupts, config.minutes, console)
             try:
                 _train_one(run, sweep.folder(run.name), watch)
             except RunFailed as error:
@@ -183,7 +192,7 @@ def train(sweep: Sweep, config: Config, console: Console, over: Callable[[], obj
             over()
             if interrupts.received:
                 break
-    return failed, bool(interrupts.received)
+    return failed, interrupts.received
 
 
 def _train_one(run: Run, folder: Path, watch: Watch) -> None:
@@ -205,7 +214,7 @@ def _train_one(run: Run, folder: Path, watch: Watch) -> None:
         watch.say(f"its {watch.minutes:g} minutes are over, after {done}; more --minutes go on")
 
 
-def row_of(cell: Cell, folder: Path, images: int) -> dict[str, Any]:
+def report_row(cell: Cell, folder: Path, images: int) -> dict[str, Any]:
     """A row of the report: what was to be reached, what was, and with which settings."""
     [name], [run] = cell.entry.row, cell.runs
     table, entry = published(name)
@@ -228,22 +237,20 @@ def _about(folder: Path) -> dict[str, Any]:
         return {}
     about = json.loads(path.read_text())
     settings = {name: value for name, value in about.pop("config").items() if name not in ("out", "resume")}
-    return {**{name: value for name, value in about.items() if name != "resume"}, "settings": settings}
+    return {**{name: value for name, value in about.items() if name != "resume"}, "settings": portable(settings)}
 
 
 def report_of(sweep: Sweep, command: list[str]) -> dict[str, Any]:
-    """What the JSON holds: every figure, and all it takes to trace it."""
+    """What the JSON holds: every figure, and all it takes to trace it; no path of this machine."""
     name = sweep.source.name.removesuffix("-train")
     cells = [replace(cell, entry=published(cell.entry.row[0])[1]) for cell in sweep.cells]
+    trained = header(gather(sweep.table, cells, sweep.folder, data=name, images=len(sweep.source)))
+    rows = [report_row(cell, sweep.folder(cell.runs[0].name), len(sweep.source)) for cell in sweep.cells]
     return {
         "benchmark": "time_to_accuracy",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/time_to_accuracy.py", *command]),
-        "commit": git_commit(),
-        "machine": describe_machine(),
-        "versions": versions(),
-        "trained": header(gather(sweep.table, cells, sweep.folder, data=name, images=len(sweep.source))),
-        "rows": [row_of(cell, sweep.folder(cell.runs[0].name), len(sweep.source)) for cell in sweep.cells],
+        **provenance(shlex.join(["python", "benchmarks/time_to_accuracy.py", *command])),
+        "trained": "; ".join([trained, *machine_made(rows)]),
+        "rows": rows,
         "references": [reference._asdict() for reference in REFERENCES],
     }
 
@@ -261,13 +268,13 @@ def main(arguments: list[str] | None = None) -> int:
         write_results(report, draw_chart, json_file=config.json, plot=config.plot)
         return report
 
-    failed, stopped = train(sweep, config, console, write)
+    failed, signal = train(sweep, config, console, write)
     show(write(), console)
     for said in failed.values():
         print(f"penstock: {said}", file=sys.stderr)
-    if stopped:
+    if signal:
         print("penstock: stopped; the same command goes on", file=sys.stderr)
-    return STOPPED if stopped else 1 if failed else 0
+    return 128 + signal if signal else 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -92,6 +92,13 @@ def figures(log: list[Row], target: float) -> dict[str, Any]:
     }
 
 
+def machine_made(rows: list[dict[str, Any]]) -> list[str]:
+    """Precision and executor of the rows that have begun, which no setting of theirs tells: both are chosen for the
+    machine."""
+    found = {name: dict.fromkeys(row[name] for row in rows if row.get(name)) for name in ("precision", "executor")}
+    return [f"{name} {'/'.join(values)}" for name, values in found.items() if values]
+
+
 def show(report: dict[str, Any], console: Console) -> None:
     console.print(f"\n{report['trained']}\n")
     console.print(_table(report))
@@ -133,7 +140,10 @@ def _number(value: float | None, form: str) -> str:
 
 def _published(report: dict[str, Any]) -> list[str]:
     """The references as lines of text."""
-    return ["Published, of other machines:", *(f"  {Reference(**known)}" for known in report["references"])]
+    return [
+        "Published, of other machines, evaluation included:",
+        *(f"  {Reference(**known)}" for known in report["references"]),
+    ]
 
 
 def draw_chart(report: dict[str, Any], path: Path) -> None:

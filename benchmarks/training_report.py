@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import asdict
-from datetime import UTC, datetime
 from statistics import median
 from typing import Any
 
@@ -12,11 +11,10 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from penstock.benchmarks.report import without_folders
 from penstock.benchmarks.training_profile import profile_table
 from penstock.benchmarks.training_race import Row
 from penstock.engine.backbones import takes_width
-from penstock.machine import describe_machine, git_commit, machine_line, versions
+from penstock.machine import machine_line, provenance, without_folders
 
 RESTLESS = 0.25  # a spread that no row has on a machine that does nothing else
 CAPTION = (
@@ -36,11 +34,7 @@ def report_of(
     """What the JSON holds: every figure, and all it takes to trace it; no path of this machine."""
     return {
         "benchmark": "training",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": without_folders(shlex.join(["python", "benchmarks/training.py", *arguments])),
-        "commit": git_commit(),
-        "machine": describe_machine(),
-        "versions": versions(),
+        **provenance(shlex.join(["python", "benchmarks/training.py", *arguments])),
         "settings": settings,
         "rows": fed(rows),
         "parts": part_by_part(parts),

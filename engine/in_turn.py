@@ -22,8 +22,6 @@ from penstock.engine.runs import PAUSE, REFUSED, Place, Run, RunFailed, carry_ou
 from penstock.engine.signals import Interrupts
 from penstock.loaders.threads import available_cpus
 
-STOPPED = 130  # the exit code of a command whose runs were asked to stop, by Ctrl-C or SIGTERM
-
 
 class InTurn:
     """Carries out runs, `jobs` at a time: bars on a terminal, lines elsewhere.
@@ -37,6 +35,7 @@ class InTurn:
     Attributes:
         failed: what runs left with an error said, by their names.
         stop: when set, runs save and leave after their step, and no other begins.
+        interrupts: has the signal that set it, if one did.
     """
 
     def __init__(
@@ -50,6 +49,7 @@ class InTurn:
     ) -> None:
         self.runs, self.folder, self.jobs, self.console, self.finished = runs, folder, jobs, console, finished
         self.failed: dict[str, str] = {}
+        self.interrupts = Interrupts()
         self.stop, self.places, self.lock = Event(), _places(jobs), Lock()
         self.progress = Progress(console=console, disable=not console.is_terminal)
 
@@ -65,14 +65,14 @@ class InTurn:
         if len(left) < len(self.runs):
             self.console.print(f"{len(self.runs) - len(left)} of {len(self.runs)} runs are finished")
         self._add_bar(left)
-        with Interrupts() as interrupts, self.progress, ThreadPoolExecutor(self.jobs) as pool:
+        with self.interrupts, self.progress, ThreadPoolExecutor(self.jobs) as pool:
             pending = {pool.submit(self._one, run) for run in left}
             try:
                 while pending:
                     over, pending = wait(pending, PAUSE, FIRST_COMPLETED)
                     for future in over:
                         future.result()
-                    if interrupts.received:
+                    if self.interrupts.received:
                         self.stop.set()
             except BaseException:
                 self.stop.set()

@@ -125,11 +125,11 @@ def carry_out(
         waits: called once where somebody else is at the run, who is waited for.
 
     Raises:
-        UserError: another run lies in the folder.
+        UserError: another run lies in the folder, or it cannot be made.
         RunFailed: see there.
     """
     check_same(run, folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
 
     def look() -> None:
         watch(epochs_done(folder))
@@ -143,6 +143,14 @@ def carry_out(
                 return False
         _note(run, folder, finished=True)
     return True
+
+
+def make_folder(folder: Path) -> None:
+    """A folder for what is measured. Raises UserError where there can be none."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}): choose another --out") from error
 
 
 def _commands(run: Run, folder: Path, place: Place) -> Iterator[list[str]]:

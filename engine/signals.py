@@ -1,11 +1,12 @@
 """Ctrl-C and SIGTERM: asked, training ends after the step in hand and saves; by a second Ctrl-C it leaves at once.
 
-By that alone: SIGTERM comes from machines, which repeat it (at a pre-emption Slurm sends one, whoever started the
-training another) and send it along with a Ctrl-C. It changes nothing where a signal came before; and a Ctrl-C after it
-is the first, which says how to leave at once.
+Only a second Ctrl-C leaves unsaved, for only people type it. Machines send SIGTERM, and may send it twice (Slurm, at a
+pre-emption, and whoever started the training), or beside a Ctrl-C: once training was asked to end, SIGTERM changes
+nothing. The first Ctrl-C after a SIGTERM changes nothing either, but says that a second one leaves at once.
 
-SIGUSR1 and SIGUSR2, by which Slurm announces an end to every process of a step, kill those that do not expect them, so
-they are ignored: they are for whoever started the training, who then sends it SIGTERM (slurm.py, penstock.sbatch).
+SIGUSR2, by which submitit has Slurm announce a job's end to all its processes, kills those that do not expect it, so it
+is ignored: it is for whoever started the training, who then sends it SIGTERM (slurm.py). SIGUSR1 is left to others, as
+NCCL and faulthandler handle it in C, which Python can neither see nor put back.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 from types import FrameType, TracebackType
 
 REQUESTS = (signal.SIGINT, signal.SIGTERM)
-NOTICES = (signal.SIGUSR1, signal.SIGUSR2)
+NOTICE = signal.SIGUSR2
 
 
 class Interrupts:
@@ -31,9 +32,8 @@ class Interrupts:
     def __enter__(self) -> Interrupts:
         self.process = os.getpid()
         self.before = {number: signal.signal(number, self._handle) for number in REQUESTS}
-        for number in NOTICES:
-            if signal.getsignal(number) == signal.SIG_DFL:  # else a caller wants it: submitit's own process, say
-                self.before[number] = signal.signal(number, signal.SIG_IGN)  # which processes started here inherit
+        if signal.getsignal(NOTICE) == signal.SIG_DFL:  # else a caller has a handler: submitit's own process, say
+            self.before[NOTICE] = signal.signal(NOTICE, signal.SIG_IGN)  # which processes started here inherit
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -20,7 +20,6 @@ if __name__ == "__main__":  # run by path: see the package, not this folder (who
 import json
 import shlex
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
@@ -34,8 +33,8 @@ from penstock.augment import load_recipe
 from penstock.engine.data import labelled_images
 from penstock.engine.defaults import check_choices, complete
 from penstock.engine.evaluate import run as evaluation
-from penstock.engine.in_turn import STOPPED, InTurn
-from penstock.engine.runs import Run, check_same, epochs_done, is_finished, words_of
+from penstock.engine.in_turn import InTurn
+from penstock.engine.runs import Run, check_same, epochs_done, is_finished, make_folder, words_of
 from penstock.engine.slurm import submit
 from penstock.engine.systems import TABLES
 from penstock.engine.systems.plan import Cut, fitting, plan
@@ -43,7 +42,7 @@ from penstock.engine.systems.results import gather, header, rich_table, write_ta
 from penstock.engine.systems.table import Table
 from penstock.errors import UserError, run_command
 from penstock.loaders import Source, open_source
-from penstock.machine import describe_machine, git_commit, machine_line, versions
+from penstock.machine import describe_machine, machine_line, provenance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,15 +129,8 @@ class Sweep:
         """Write the table as far as it is known; returns it."""
         name = self.source.name.removesuffix(f"-{self.cells[0].runs[0].config.split}")
         report = gather(self.table, self.cells, self.folder, data=name, images=len(self.source))
-        about = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": command,
-            "commit": git_commit(),
-            "machine": describe_machine(),
-            "versions": versions(),
-        }
-        self.out.mkdir(parents=True, exist_ok=True)
-        write_table(report, about, self.out)
+        make_folder(self.out)
+        write_table(report, provenance(command), self.out)
         return report
 
     def commands(self) -> str:
@@ -211,7 +203,7 @@ def carry_out(sweep: Sweep, jobs: int, command: str, console: Console) -> int:
     turn = InTurn(sweep.runs, sweep.folder, jobs=jobs, console=console, finished=lambda: sweep.write(command))
     if not turn.carry_out():
         print(f"penstock: stopped; go on with: {command}", file=sys.stderr)
-        return STOPPED
+        return 128 + turn.interrupts.received
     show(sweep, sweep.write(command), console)
     for said in turn.failed.values():
         print(f"penstock: {said}", file=sys.stderr)

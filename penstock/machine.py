@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,31 @@ PACKAGES = (  # the ones a figure can depend on
     "spdl_io",
     "opencv-python-headless",
 )
+
+
+def provenance(command: str) -> dict[str, Any]:
+    """What a report begins with: when it was made, by which command, at which commit, on what; no path of this machine.
+
+    Args:
+        command: as it was typed.
+    """
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": without_folders(command),
+        "commit": git_commit(),
+        "machine": describe_machine(),
+        "versions": versions(),
+    }
+
+
+def without_folders(text: str) -> str:
+    """A text whose absolute paths are cut down to their last part."""
+    return re.sub(r"(?<![\w.])/(?:[^\s/:'\"]+/)+(?=[^\s/:'\"])", "", text)
+
+
+def portable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with such texts."""
+    return {name: without_folders(value) if isinstance(value, str) else value for name, value in settings.items()}
 
 
 def describe_machine() -> dict[str, Any]:

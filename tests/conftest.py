@@ -1,10 +1,12 @@
-"""What all tests share: a cache folder of their own, no look over the network, and one thread for small networks."""
+"""What tests share: a cache folder of their own, no look over the network, one thread for small networks, loaders."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,6 +14,10 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it asks the network for a newer 
 os.environ.setdefault("MPLBACKEND", "agg")
 
 from penstock.augment import jit
+
+if TYPE_CHECKING:
+    from penstock.loaders import Source
+    from tests.shared_loaders import SharedLoaders
 
 # Compiled code is worth keeping between sessions: it lies under a hash of the sources, unlike the data below.
 os.environ["NUMBA_CACHE_DIR"] = jit.cache_folder()
@@ -45,3 +51,23 @@ def quick_checkpoints() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("penstock.engine.checkpoint.os.fsync", lambda file: None)
         yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    """A few small images of three classes."""
+    from penstock.loaders import open_source  # here and below: imports that take seconds, too
+    from tests.shared_loaders import write_images
+
+    folder = tmp_path_factory.mktemp("images")
+    write_images(folder)
+    return open_source(str(folder))
+
+
+@pytest.fixture(scope="module")
+def make(data: Source, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedLoaders]:
+    """Makes loaders of them, which a module's tests share."""
+    from tests.shared_loaders import SharedLoaders
+
+    with closing(SharedLoaders(data, tmp_path_factory.mktemp("cache"))) as loaders:
+        yield loaders

@@ -1,4 +1,4 @@
-"""A few small images, and loaders of them that tests share."""
+"""A few small images, and loaders of them that tests share: the fixtures `data` and `make` of conftest.py."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from penstock.augment.albumentations import NATIVE, apply, augment_one, check, r
 from penstock.augment.operations import Albumentations, RandomResizedCrop
 from penstock.augment.recipe import View
 from penstock.augment.rows import PARAMETERS, Opcode
-from penstock.benchmarks.parity import photographs
+from penstock.benchmarks.parity_measure import photographs
 from penstock.errors import UserError
 
 RAIN = Albumentations(transform="RandomRain", arguments={"drop_length": 6}, p=1.0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import time
-from contextlib import closing
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from penstock.augment.recipe import Growth, View
 from penstock.errors import BrokenImage, UserError
 from penstock.loaders import LOADERS, make_loader, open_source
 from penstock.loaders.order import Order
-from tests.shared_loaders import BATCH, IMAGES, SIZE, SharedLoaders, assert_same, by_sample, collect, need, write_images
+from tests.shared_loaders import BATCH, IMAGES, SIZE, assert_same, by_sample, collect, need, write_images
 
 START = {"seed": 0, "order": "full", "samples": IMAGES, "epoch": 0, "consumed": 0}
 WHOLE = CenterCrop(fraction=1.0)
@@ -52,19 +51,6 @@ def quick(request):
     """All but the package that compiles its pipelines anew for each size; test_ffcv_package.py has it."""
     need(request.param)
     return request.param
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    write_images(folder)
-    return open_source(str(folder))
-
-
-@pytest.fixture(scope="module")
-def make(data, tmp_path_factory):
-    with closing(SharedLoaders(data, tmp_path_factory.mktemp("cache"))) as loaders:
-        yield loaders
 
 
 def threads():

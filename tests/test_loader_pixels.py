@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
-
 import numpy as np
 import pytest
 import torch
@@ -20,7 +18,6 @@ from tests.shared_loaders import (
     BATCH,
     IMAGES,
     SIZE,
-    SharedLoaders,
     assert_same,
     assert_same_views,
     by_sample,
@@ -31,19 +28,6 @@ from tests.shared_loaders import (
 
 OURS = ["folder", "ffcv", "resident", "dali"]  # views are an executor's, on our rows
 RECIPES = ["moco-v2", "albumentations-7", "pool-14", "multi-crop"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    write_images(folder)
-    return open_source(str(folder))
-
-
-@pytest.fixture(scope="module")
-def make(data, tmp_path_factory):
-    with closing(SharedLoaders(data, tmp_path_factory.mktemp("cache"))) as loaders:
-        yield loaders
 
 
 @pytest.fixture(params=OURS)

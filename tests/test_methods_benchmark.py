@@ -79,7 +79,7 @@ def test_stopped_by_a_signal_a_run_is_saved_and_finishes_another_time(number: in
             os.killpg(process.pid, number)  # as a terminal does
         else:
             process.send_signal(number)
-        assert process.wait() == 130
+        assert process.wait() == 128 + number
     assert "left without saving" not in (out / "output.txt").read_text()
     position = load_checkpoint(out / "last.pt")["position"]
     assert position["epoch"] == 0 < position["step"]

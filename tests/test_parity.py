@@ -17,8 +17,9 @@ from PIL import Image
 
 from penstock.augment import RECIPES, Pixels
 from penstock.augment.rows import Opcode
-from penstock.benchmarks import parity
-from penstock.benchmarks.parity import COMMAND, PAGE, STEPS, back_end, chain_difference, step_difference
+from penstock.benchmarks import parity, parity_measure
+from penstock.benchmarks.parity import COMMAND, PAGE
+from penstock.benchmarks.parity_measure import STEPS, back_end, chain_difference, step_difference
 from penstock.errors import MissingExtra
 from penstock.loaders import open_source
 
@@ -27,14 +28,14 @@ CLAHE_MEAN = 1.0  # its lightness goes through 8-bit LAB: a level there is sever
 CHAIN_MEAN, CHAIN_MOST = 1.0, 4.0  # of a whole chain; the latter for 999 values of 1000
 
 SIZE = 45
-EXACT = [name for name in parity.available(interpreted=False) if name in ("fused_cpu", "fused_gpu")]
+EXACT = [name for name in parity_measure.available(interpreted=False) if name in ("fused_cpu", "fused_gpu")]
 
 
 @cache
 def photographs() -> Sequence[np.ndarray]:
     data = os.environ.get("PENSTOCK_TEST_DATA")
     if not data:
-        return parity.photographs()
+        return parity_measure.photographs()
     source = open_source(data)
     return [source.decode(int(i)) for i in np.linspace(0, len(source) - 1, min(12, len(source)))]
 
@@ -63,9 +64,9 @@ def check(opcode, off):
 
 def check_operation(name, label, images, size):
     """Each view by itself: one kind of image does not make up for another."""
-    step = parity.last_step(label, Pixels.from_images(images), size)
+    step = parity_measure.last_step(label, Pixels.from_images(images), size)
     for opcode, off in zip(
-        step.opcode, step_difference(name, step, parity.step_recipe(label, size), size), strict=True
+        step.opcode, step_difference(name, step, parity_measure.step_recipe(label, size), size), strict=True
     ):
         check(opcode, off)
 
@@ -87,9 +88,9 @@ def test_an_operation_is_the_references(name, label, images):
 def test_each_step_of_a_recipe_is_the_references(name, recipe):
     """Fed what the reference made of the steps before it, unlike in a chain, where differences add up."""
     recipe, pixels = RECIPES[recipe].resized(SIZE), Pixels.from_images(photographs())
-    rows = parity.rows_of(recipe, pixels)
+    rows = parity_measure.rows_of(recipe, pixels)
     for group in recipe.groups:
-        for step in parity.steps(pixels, rows.views(group.views), recipe, group.size):
+        for step in parity_measure.steps(pixels, rows.views(group.views), recipe, group.size):
             step = step.only(step.opcode != Opcode.ALBUMENTATIONS)
             off = step_difference(name, step, recipe, group.size)
             for opcode in np.unique(step.opcode):
@@ -105,7 +106,7 @@ def test_a_whole_chain_is_close_to_the_references(name, recipe):
 # The GPU's kernels in Triton's interpreter, which takes its time: few and small views.
 
 needs_triton = pytest.mark.skipif(
-    "fused_gpu" not in parity.available(interpreted=True), reason="Triton is not installed"
+    "fused_gpu" not in parity_measure.available(interpreted=True), reason="Triton is not installed"
 )
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="runs on the GPU, above")
 
@@ -125,14 +126,14 @@ def test_a_whole_chain_is_close_to_the_references_in_the_interpreter(recipe):
 
 
 def test_the_fused_executors_have_every_operation():
-    for name in parity.available(interpreted=True):
+    for name in parity_measure.available(interpreted=True):
         if name in ("fused_cpu", "fused_gpu"):
             assert set(Opcode) - back_end(name).NATIVE == {Opcode.NONE, Opcode.ALBUMENTATIONS}
 
 
 def test_the_page_of_figures_is_up_to_date():
     """Columns of executors that cannot run here stay as they are; the others' may differ by what machines round."""
-    page, names = PAGE.read_text(encoding="utf-8"), parity.available(interpreted=False)
+    page, names = PAGE.read_text(encoding="utf-8"), parity_measure.available(interpreted=False)
     written, now = parity.read_page(page), parity.measure(names)
     assert parity.render_page(written, parity.read_where(page)) == page, f"its words are of yesterday: {COMMAND}"
     for cell, expected in now.items():
@@ -160,10 +161,10 @@ def test_what_needs_a_missing_package_is_passed_over_and_named(monkeypatch, caps
     def missing(*_):
         raise MissingExtra("albumentations", "albumentations")
 
-    monkeypatch.setattr(parity, "STEPS", {label: STEPS[label] for label in ("crop, bilinear", "CLAHE")})
-    monkeypatch.setattr(parity, "RECIPES", {"a": RECIPES["a"]})
-    monkeypatch.setattr(parity.reference.albumentations, "apply", missing)
-    assert set(parity.measure(["fused_cpu"])) == {("crop, bilinear", "fused_cpu"), ("a", "fused_cpu")}
+    monkeypatch.setattr(parity_measure, "STEPS", {label: STEPS[label] for label in ("crop, bilinear", "CLAHE")})
+    monkeypatch.setattr(parity_measure, "RECIPES", {"a": RECIPES["a"]})
+    monkeypatch.setattr(parity_measure.reference.albumentations, "apply", missing)
+    assert set(parity_measure.measure(["fused_cpu"])) == {("crop, bilinear", "fused_cpu"), ("a", "fused_cpu")}
     assert "without CLAHE: albumentations is not installed" in capsys.readouterr().err
 
 

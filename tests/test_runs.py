@@ -165,6 +165,12 @@ def test_another_run_in_the_folder_is_refused(tmp_path: Path, monkeypatch: pytes
         go(RUN, folder)
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/runs/one: cannot be made \(Not a directory\): choose another --out$"):
+        go(RUN, tmp_path / "file/runs/one")
+
+
 def test_settings_are_typed_as_they_are_read() -> None:
     config = TrainConfig(mochi=(4, 2, 2), drops=(0.5,), symmetric=True, sync_bn=False, data="cifar10:a b", lr=1e-5)
     assert tyro.cli(TrainConfig, args=words_of(config)) == config

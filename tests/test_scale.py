@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from rich.progress import Progress
 
-from penstock.benchmarks import scale, scale_sets
+from penstock.benchmarks import scale, scale_lineup, scale_report, scale_sets
 from penstock.benchmarks.scale_chart import draw_chart
 from penstock.benchmarks.scale_sets import CLASSES, bytes_on_disk, write_set
 from penstock.errors import UserError
@@ -94,21 +94,21 @@ def test_large_sets_are_left_to_those_that_can(capsys: pytest.CaptureFixture) ->
     config = scale.Config(samples=(10**8, 1000))
     rows = [(row.samples, row.contender) for row in scale.plan(config)]
     assert rows[0] == (1000, "ffcv") and rows[-1] == (10**8, "ffcv")
-    assert {name for samples, name in rows if samples == 1000} == set(scale.CONTENDERS)
+    assert {name for samples, name in rows if samples == 1000} == set(scale_lineup.CONTENDERS)
     assert len([row for row in rows if row[0] == 10**8]) == 1
 
 
 def test_figures_are_medians_and_memory_is_counted_by_sample() -> None:
     repeats = [{"open_s": open_s, "private_bytes": 4000, "pairs_per_s": None} for open_s in (3.0, 1.0, 2.0)]
-    (found,) = scale.results([scale.Row(contender="ffcv", samples=1000, repeats=repeats)])
+    (found,) = scale_report.results([scale_lineup.Row(contender="ffcv", samples=1000, repeats=repeats)])
     assert found["open_s"] == 2.0 and found["private_bytes_per_sample"] == 4.0 and found["pairs_per_s"] is None
 
 
 def test_a_row_that_fails_says_why_and_the_others_go_on(
     photos: Path, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = scale.Contender(kind="beton", loader="fast")
-    monkeypatch.setitem(scale.CONTENDERS, "broken", broken)
+    broken = scale_lineup.Contender(kind="beton", loader="fast")
+    monkeypatch.setitem(scale_lineup.CONTENDERS, "broken", broken)
     config = scale.Config(quick=True, samples=(200,), contenders=("broken",), workers=1)
     rows = scale.plan(config)
     with Progress(disable=True) as progress:

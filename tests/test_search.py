@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from penstock.engine.defaults import complete
 from penstock.engine.runs import Place, Run, RunFailed, is_at_work
 from penstock.engine.search import report as search_report
 from penstock.engine.search import run as search
-from penstock.engine.search import trainer
+from penstock.engine.search import runner
 from penstock.errors import MissingExtra, UserError
 from penstock.loaders import open_source
 
@@ -89,7 +90,7 @@ def grey(run: Run) -> float:
 @pytest.fixture
 def trainings(monkeypatch: pytest.MonkeyPatch) -> Trainings:
     stub = Trainings()
-    monkeypatch.setattr(trainer, "carry_out", stub.carry_out)
+    monkeypatch.setattr(runner, "carry_out", stub.carry_out)
     monkeypatch.setattr(search_report, "draw", lambda report, path: path.touch())  # a second for each trial
     return stub
 
@@ -155,6 +156,23 @@ def test_trials_that_lag_behind_are_stopped(images: Path, trainings: Trainings, 
         assert len(log.read_text().splitlines()) == 2 + int(row["epochs"])
 
 
+def test_a_trial_given_up_stays_so_whatever_it_logs_until_it_ends(
+    images: Path, trainings: Trainings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def carry_out(run: Run, folder: Path, *, watch: Callable[[int], None], **how: Any) -> bool:
+        finished = trainings.carry_out(run, folder, watch=watch, **how)
+        if not finished:
+            with (folder / "epochs.csv").open("a") as log:
+                log.write(f"{EPOCHS - 1},100,{EPOCH_SECONDS}\n")
+            watch(EPOCHS - 1)
+        return finished
+
+    monkeypatch.setattr(runner, "carry_out", carry_out)
+    assert search.main(words(images, tmp_path, "--trials", "15", "--prune-after", "2")) == 0
+    assert [row["knn"] for row in rows(tmp_path) if row["state"] == "pruned"].count("100") > 0
+    assert len(rows(tmp_path)) == 15
+
+
 def test_killed_in_a_trial_it_goes_on_as_if_nothing_had_been(
     images: Path, trainings: Trainings, tmp_path: Path
 ) -> None:
@@ -170,6 +188,32 @@ def test_killed_in_a_trial_it_goes_on_as_if_nothing_had_been(
     trainings.during = lambda name, epoch: None
     search.main(words(images, tmp_path / "killed", "--trials", "6"))
     assert [run.name for run in trainings.runs] == [f"trial-00{i}" for i in (0, 1, 2, 2, 3, 4, 5)]
+    assert [row | {"seconds": ""} for row in rows(tmp_path / "killed")] == [
+        row | {"seconds": ""} for row in rows(tmp_path / "whole")
+    ]
+
+
+@pytest.mark.parametrize("number", [3, 9])  # drawn at random, and by TPE
+def test_killed_between_two_values_it_tries_the_same(
+    number: int, images: Path, trainings: Trainings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from optuna.trial import Trial
+
+    given = ("--trials", "11", "--pruner", "none")
+    search.main(words(images, tmp_path / "whole", *given))
+    alike = ("HorizontalFlip.p", "ColorJitter.p", "Grayscale.p")  # in their bounds: they are drawn apart all the same
+    assert all(len({row[name] for name in alike}) == 3 for row in rows(tmp_path / "whole"))
+    plain = Trial.suggest_float
+
+    def suggest(trial: Trial, name: str, *rest: Any, **more: Any) -> float:
+        if trial.number == number and len(trial.params) == 2:
+            raise SystemExit("killed")
+        return plain(trial, name, *rest, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Trial, "suggest_float", suggest)
+        search.main(words(images, tmp_path / "killed", *given))
+    search.main(words(images, tmp_path / "killed", *given))
     assert [row | {"seconds": ""} for row in rows(tmp_path / "killed")] == [
         row | {"seconds": ""} for row in rows(tmp_path / "whole")
     ]
@@ -220,8 +264,8 @@ def test_a_trial_is_not_judged_while_an_orphan_is_at_it(
             log.write("3,0,100\n4,0,100\n")
             lock.close()
 
-        monkeypatch.setattr(trainer, "PAUSE", 0.01)
-        monkeypatch.setattr(trainer, "is_at_work", looked_at)
+        monkeypatch.setattr(runner, "PAUSE", 0.01)
+        monkeypatch.setattr(runner, "is_at_work", looked_at)
         log.write("1,0,100\n2,0,100\n")  # worse than all others: it would be given up
         meanwhile: Callable[[], None] = partial(os.kill, os.getpid(), signal.SIGTERM)
         monkeypatch.setattr(search.Interrupts, "_handle", lambda self, number, frame: setattr(self, "received", number))
@@ -245,6 +289,25 @@ def test_stopped_by_a_signal_it_goes_on_later(
     assert search.main(words(images, tmp_path, "--trials", "4")) == 0  # more of them
     assert [row["state"] for row in rows(tmp_path)] == ["complete"] * 4
     assert [run.name for run in trainings.runs] == [f"trial-00{i}" for i in (0, 1, 1, 2, 3)]
+
+
+def test_a_signal_during_the_last_write_comes_too_late(
+    images: Path,
+    trainings: Trainings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    writes, plain = itertools.count(1), search.Search.write
+
+    def write(self: search.Search) -> dict[str, Any]:
+        if next(writes) == 2:  # the first is after the trial
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(self)
+
+    monkeypatch.setattr(search.Search, "write", write)
+    assert search.main(words(images, tmp_path, "--trials", "1")) == 0
+    assert "stopped" not in capfd.readouterr().out and next(writes) == 3
 
 
 def test_a_trial_that_fails_is_counted_and_the_first_one_ends_the_search(
@@ -341,6 +404,9 @@ def test_another_search_in_the_folder_is_refused(images: Path, trainings: Traini
     [
         (["--trials", "0"], "--trials 0: this must be more than 0"),
         (["--minutes", "-1"], "--minutes -1.0: this must be more than 0"),
+        (["--minutes", "nan"], "--minutes nan: this must be more than 0"),
+        (["--held-out", "99999"], "--held-out 99,999: images-train has 60 images: hold out one at least"),
+        (["--held-out", "60"], "--held-out 60: images-train has 60 images: hold out one at least"),
         (["--recipe", "moco-sifar"], "'moco-sifar' is not known"),
         (["--add", "fog"], "--add 'fog' is not known: choose among horizontalflip"),
         (["--pruner", "mean"], "--pruner 'mean' is not known: choose one of median"),

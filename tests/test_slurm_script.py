@@ -77,7 +77,6 @@ def requeued(folder: Path) -> bool:
     ("code", "state", "again"),
     [
         (143, "RUNNING", True),
-        (130, "RUNNING", True),  # a sweep
         (1, "RUNNING", True),  # torchrun
         (0, "RUNNING", False),  # it was done just then
         (143, "COMPLETING", False),  # it is being cancelled

@@ -120,7 +120,7 @@ def test_asked_to_stop_runs_save_and_the_message_says_how_to_go_on(
 
     asker = threading.Thread(target=ask)
     asker.start()
-    assert main(typed) == 130
+    assert main(typed) == 128 + number
     asker.join()
     assert running.read_text() == "begins\nsaved 1\n"
     assert not (tmp_path / "out/runs" / NAMES[1]).exists()

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ from rich.console import Console
 
 from penstock.augment import load_recipe
 from penstock.augment.executors import EXECUTORS
-from penstock.benchmarks import peers, race, throughput
+from penstock.benchmarks import methods, peers, race, scale, scale_report, throughput
 from penstock.benchmarks.ceilings import Ceiling
 from penstock.benchmarks.chart import draw_chart
 from penstock.benchmarks.peers import PEERS, make_peer
 from penstock.benchmarks.photographs import FEWEST, Photographs, photographs
 from penstock.benchmarks.plan import OURS, STORAGES, Setting, default_size, plan_photographs
-from penstock.benchmarks.report import printed, results, without_folders
+from penstock.benchmarks.report import printed, results
 from penstock.benchmarks.rival import Row
 from penstock.benchmarks.storages import forget, place, read_once
 from penstock.benchmarks.worker import choose_recipe
@@ -31,6 +32,7 @@ from penstock.errors import UserError
 from penstock.loaders import open_source
 from penstock.loaders.convert import convert
 from penstock.loaders.sources import ImageArrays
+from penstock.machine import without_folders
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 SETTING = Setting(recipe="moco-v2", size=32, views=None, batch=2, executor="auto", fallback=(), threads=1)
@@ -175,6 +177,23 @@ def test_results_hold_against_the_baseline_and_the_ceiling_of_the_same_storage()
 )
 def test_no_path_of_the_machine_is_kept(text: str, left: str) -> None:
     assert without_folders(text) == left
+
+
+@pytest.mark.parametrize(
+    "report_of",
+    [
+        lambda data, words: methods.report_of(methods.Config(methods=(), data=data), words),
+        lambda data, words: scale_report.report_of(scale.Config(data=data, samples=(1000,)).settings(), words, [], 0),
+    ],
+)
+def test_reports_say_where_they_are_from_without_a_path_of_the_machine(
+    report_of: Callable[[str, list[str]], dict[str, Any]],
+) -> None:
+    report = report_of("cifar10:/data/cifar", ["--data", "cifar10:/data/cifar", "--json", "/out/t.json"])
+    assert list(report)[:7] == ["benchmark", "date", "command", "commit", "machine", "versions", "settings"]
+    name = report["benchmark"]
+    assert report["command"] == f"python benchmarks/{name}.py --data cifar10:cifar --json t.json"
+    assert report["settings"]["data"] == "cifar10:cifar"
 
 
 @pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities:DeprecationWarning")

@@ -16,7 +16,7 @@ from matplotlib.text import Annotation
 
 from penstock.benchmarks import time_to_accuracy
 from penstock.benchmarks.time_to_accuracy import ROWS, Config, main, plan, published
-from penstock.benchmarks.time_to_accuracy_report import draw_chart, figures
+from penstock.benchmarks.time_to_accuracy_report import draw_chart, figures, machine_made
 from penstock.engine.checkpoint import load_checkpoint
 from penstock.engine.csv_log import read_csv
 from penstock.engine.runs import read_run
@@ -134,6 +134,9 @@ def test_a_row_is_stopped_by_its_minutes_and_goes_on_with_more_of_them(
     assert said.count("original: from epoch 0 of 200") == 1
 
     second = row_after(str(2 * first["minutes"]))
+    text = file.read_text()
+    assert f'; precision {second["precision"]}; executor {second["executor"]}"' in text
+    assert str(tmp_path) not in text, "no path of this machine"
     log = read_csv(folder / "epochs.csv")
     assert f"original: from epoch {first['epochs']} of 200" in capsys.readouterr().out
     assert [row["epoch"] for row in log] == list(range(second["epochs"] + 1)), "no epoch is lost or trained twice"
@@ -143,6 +146,24 @@ def test_a_row_is_stopped_by_its_minutes_and_goes_on_with_more_of_them(
     cut_short = log[first["epochs"] + 1]["train_seconds"]
     assert cut_short >= state["epoch_sums"]["seconds"], "of an epoch, the part before the stop counts"
     assert second["settings"]["loader"] == "resident" and second["commits"] == [git_commit()]
+
+
+def test_a_row_that_its_orphan_has_trained_to_the_end_is_finished_whatever_its_minutes(
+    stubbed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub_engine(tmp_path / "engine", monkeypatch, epochs=2)
+    folder, words = tmp_path / "out/runs/cifar10-moco-cifar-seed0", [*stubbed, "--rows", "original"]
+    assert main(words) == 0
+    note = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**note, "finished": False}))  # its parent was killed, and could not
+    lines = "epoch,step,knn,images_per_s,wait_share,train_seconds\n0,0,10,,,\n1,1,21,1,0,60\n"
+    (folder / "epochs.csv").write_text(lines)
+    assert main([*words, "--minutes", "0.1"]) == 0
+    assert "its 0.1 minutes are over, after 1 of 2 epochs" in capsys.readouterr().out
+    (folder / "epochs.csv").write_text(lines + "2,2,22,1,0,60\n")
+    assert main([*words, "--minutes", "0.1"]) == 0
+    assert "original: finished" in capsys.readouterr().out and read_run(folder)["finished"]
+    assert len((folder / "words.txt").read_text().splitlines()) == 1, "nothing was left to train"
 
 
 def test_all_rows_are_reported_with_what_failed(
@@ -169,7 +190,7 @@ def test_a_signal_stops_the_row_at_work_and_the_report_is_written(
 ) -> None:
     signal = "import os\nif 'moco-cifar' in out.name: os.kill(os.getppid(), signal.SIGTERM)"
     stub_engine(tmp_path / "engine", monkeypatch, seconds=0.3, first=signal)
-    assert main(stubbed) == 130
+    assert main(stubbed) == 143, "as engine/train.py leaves with after SIGTERM"
     said = capfd.readouterr()
     assert "the same command goes on" in said.err and "original: stopped after" in said.out
     assert "moco:" not in said.out
@@ -180,7 +201,14 @@ def test_a_signal_stops_the_row_at_work_and_the_report_is_written(
     assert read_run(tmp_path / "out/runs/cifar10-moco-cifar-seed0")["finished"]
 
 
-# What is drawn
+# What is printed and drawn
+
+
+def test_what_the_machine_decides_is_said_of_the_rows_that_have_begun() -> None:
+    begun = [{"precision": "bfloat16", "executor": "fused_gpu"}, {"precision": "fp32", "executor": "fused_gpu"}]
+    assert machine_made([*begun, {}]) == ["precision bfloat16/fp32", "executor fused_gpu"]
+    assert machine_made([{}]) == []
+    assert machine_made([{"precision": "fp32", "executor": None}]) == ["precision fp32"]
 
 
 def test_the_picture_has_a_line_a_row_and_targets_whose_labels_keep_apart(
@@ -199,9 +227,11 @@ def test_the_picture_has_a_line_a_row_and_targets_whose_labels_keep_apart(
         for name, target in (("a", 71.0), ("b", 71.5), ("c", 90.0))
     ]
     about = {"machine": {"cpus": 1, "cpu": "a CPU", "memory_gb": 1, "gpus": []}, "versions": {"torch": "2"}}
-    report = {**about, "rows": rows, "trained": "images", "date": "2026-01-01", "references": []}
+    report = {**about, "rows": rows, "trained": "images", "date": "2026-01-01"}
+    report["references"] = [time_to_accuracy.REFERENCES[0]._asdict()]
     draw_chart(report, tmp_path / "t.png")
     [axes] = drawn[0].axes
+    assert "\nPublished, of other machines, evaluation included:\n" in drawn[0].get_supxlabel()
     curves = [line for line in axes.lines if not str(line.get_label()).startswith("_")]
     assert [np.asarray(line.get_ydata()).tolist() for line in curves] == [[99, 40, 72, 71]] * 3
     assert [np.asarray(line.get_xdata()).tolist() for line in curves] == [[0, 2, 3.5, 4]] * 3
@@ -231,7 +261,7 @@ def test_the_picture_has_a_line_a_row_and_targets_whose_labels_keep_apart(
         (["--train=--epochs 3"], "--epochs is given to the sweep itself"),
         (["--loader", "residual"], "residual.* resident"),
         (["--plot", "x.txt"], "must end in .png"),
-        ([*TINY, "--compile", "fast"], "--compile 'fast' is not known: choose one of off, default"),
+        (["--data", "nowhere", "--compile", "fast"], "--compile 'fast' is not known: choose one of auto, off, default"),
         ([*TINY, "--batch", "256"], "--batch 256 is larger than the data"),
         (["--data", "nowhere"], "nowhere"),
     ],

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from penstock.engine.evaluate.data import labelled, open_validation
 from penstock.engine.search.config import Config
@@ -38,8 +38,13 @@ def shares(config: Config, source: Source) -> tuple[int, int]:
             " data, or name labelled images of the same classes with --val-data"
         )
     held_out = config.held_out or min(HELD_OUT, len(source) // 5)
+    if not 0 < held_out < len(source):
+        raise UserError(
+            f"--held-out {held_out:,}: {source.name} has {len(source):,} images: hold out one at least, and leave"
+            " others to train on"
+        )
     images = config.subset or len(source) - held_out
-    if not 0 < held_out <= len(source) - images or images < 1:
+    if images + held_out > len(source):
         raise UserError(
             f"{source.name}: {images:,} images to train on and {held_out:,} to hold out, but it has {len(source):,}:"
             " use a smaller --subset or --held-out"
@@ -50,7 +55,7 @@ def shares(config: Config, source: Source) -> tuple[int, int]:
 def write_held_out(config: Config, source: Source, images: int, held_out: int, path: Path) -> None:
     """A shard of training images, of all classes alike, that are not among the `images` trained on."""
 
-    def chosen(limit: int) -> Any:
+    def chosen(limit: int) -> NDArray[np.int64]:
         cut = open_source(config.data, config.split, class_list=config.class_list, limit=limit)
         assert isinstance(cut, Subset)
         return cut.indices

@@ -15,8 +15,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
@@ -31,7 +29,7 @@ from penstock.engine.config import CompleteConfig
 from penstock.engine.search.space import Space
 from penstock.files import write_whole
 from penstock.loaders import Source
-from penstock.machine import describe_machine, git_commit, versions
+from penstock.machine import provenance
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -112,12 +110,8 @@ def _importance(study: Study) -> dict[str, float]:
 
 def write_report(report: Report, space: Space, out: Path, *, command: str) -> None:
     """All five files, each whole."""
-    about = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"), "command": command, "commit": git_commit(),
-        "machine": describe_machine(), "versions": {**versions(), "optuna": version("optuna")},
-    }  # fmt: skip
     texts = {
-        "search.json": json.dumps({**about, **report}, indent=2, ensure_ascii=False) + "\n",
+        "search.json": json.dumps({**provenance(command), **report}, indent=2, ensure_ascii=False) + "\n",
         "search.md": markdown(report),
         "trials.csv": as_csv(report),
         "best.yaml": best_yaml(report, space),

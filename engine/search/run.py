@@ -52,9 +52,9 @@ from penstock.engine.defaults import check_choices
 from penstock.engine.runs import Place
 from penstock.engine.search.config import Config
 from penstock.engine.search.report import summary
+from penstock.engine.search.runner import Runner
+from penstock.engine.search.search import Search
 from penstock.engine.search.study import PRUNERS
-from penstock.engine.search.trainer import Trainer
-from penstock.engine.search.trials import Search
 from penstock.engine.signals import Interrupts
 from penstock.errors import MissingExtra, UserError, run_command
 
@@ -69,21 +69,21 @@ def main(arguments: list[str] | None = None) -> int:
         search.begin()
         console.print(search.subject.header, soft_wrap=True)
         with Progress(console=console, disable=not console.is_terminal) as progress:
-            trainer = Trainer(search.epochs, Place(workers=config.workers), interrupts, progress)
-            done = search.try_recipes(trainer) and search.confirm(trainer)
+            runner = Runner(search.epochs, Place(workers=config.workers), interrupts, progress)
+            done = search.try_recipes(runner) and search.confirm(runner)
         report = search.write()
     if report:
         console.print(summary(report), soft_wrap=True)
     if not done:
         console.print("stopped; the same command goes on")
-    return 128 + interrupts.received if interrupts.received else 0
+    return 0 if done else 128 + interrupts.received
 
 
 def check(config: Config) -> None:
     """Raises UserError for what can be seen to be wrong before any data are opened."""
     check_choices(config)
     for name in ("trials", "minutes", "held_out", "prune_after"):
-        if (value := getattr(config, name)) is not None and value <= 0:
+        if (value := getattr(config, name)) is not None and not value > 0:  # nan is not, either
             raise UserError(f"{flag(name)} {value}: this must be more than 0")
     if config.confirm < 0:
         raise UserError(f"--confirm {config.confirm}: this must be 0 or more")

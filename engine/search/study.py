@@ -5,6 +5,7 @@ Optuna is imported where it is used: everything else of the package can be impor
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from penstock.engine.config import flag, to_dict
 from penstock.engine.csv_log import read_csv
 from penstock.engine.runs import OWN
 from penstock.engine.search.config import Config
+from penstock.engine.search.space import Knob
 from penstock.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,26 +78,39 @@ def check_same(study: Study, settings: dict[str, Any], out: Path) -> None:
             raise UserError(f"--out {out}: the search there was begun with {difference}: choose another --out")
 
 
-def next_trial(study: Study, seed: int) -> Trial:
-    """The one that was in hand when the search was killed or stopped, else the next one.
-
-    The sampler's seed is of the trial, not of the process: stopping changes nothing in what is tried.
-    """
-    from optuna.samplers import TPESampler
+def next_trial(study: Study) -> Trial:
+    """The one that was in hand when the search was killed or stopped, else the next one."""
     from optuna.trial import Trial, TrialState
 
-    own = int(np.random.SeedSequence([seed, len(study.trials)]).generate_state(1)[0])
-    study.sampler = TPESampler(n_startup_trials=RANDOM_TRIALS, seed=own)
     for begun in study.get_trials(states=(TrialState.RUNNING,)):
         return Trial(study, begun._trial_id)
     return study.ask()
+
+
+def suggest(trial: Trial, knobs: Mapping[str, Knob], seed: int) -> dict[str, float]:
+    """A trial's values: those that it has, and the others.
+
+    Seeds are of the trial, not of the process: whenever a search is killed, also between two values, nothing changes in
+    what is tried. TPE draws all values of a trial together; before it begins they are drawn one by one, each by a seed
+    of its own.
+    """
+    from optuna.samplers import TPESampler
+    from optuna.trial import TrialState
+
+    over = trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    together, values = len(over) >= RANDOM_TRIALS, {}
+    for i, (name, knob) in enumerate(knobs.items()):
+        own = int(np.random.SeedSequence([seed, trial.number, 0 if together else i]).generate_state(1)[0])
+        trial.study.sampler = TPESampler(n_startup_trials=RANDOM_TRIALS, seed=own)
+        values[name] = trial.suggest_float(name, knob.low, knob.high, log=knob.log)
+    return values
 
 
 class Judge:
     """Tells Optuna a trial's kNN accuracy as it trains.
 
     Attributes:
-        lags: whether the trial was given up.
+        lags: whether the trial is given up, whatever it logs after that.
     """
 
     def __init__(self, trial: Trial, folder: Path, epochs: int) -> None:
@@ -109,4 +124,5 @@ class Judge:
         for epoch in sorted(rows.keys() - self.reported - {0}):  # 0: the untrained network
             self.trial.report(rows[epoch], epoch)
             self.reported.add(epoch)
-            self.lags = self.trial.number > 0 and epoch < self.epochs and self.trial.should_prune()
+            may_end = self.trial.number > 0 and epoch < self.epochs
+            self.lags = self.lags or (may_end and self.trial.should_prune())

@@ -1,4 +1,4 @@
-"""A search's trainings: carried out one at a time, shown, and stopped with the search or by a judge."""
+"""Carries out a search's runs: one at a time, shown, and stopped with the search or by a judge."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from penstock.engine.search.study import Judge
 from penstock.engine.signals import Interrupts
 
 
-class Trainer:
+class Runner:
     """Trains runs in folders of their own.
 
     Attributes:

@@ -18,9 +18,9 @@ from penstock.engine.runs import REFUSED, Run, RunFailed
 from penstock.engine.search.config import Config
 from penstock.engine.search.held_out import shares, write_held_out
 from penstock.engine.search.report import Confirmed, Subject, gather, write_report
+from penstock.engine.search.runner import Runner
 from penstock.engine.search.space import space_of
-from penstock.engine.search.study import Judge, check_same, next_trial, open_study, pruner_of, settings_of
-from penstock.engine.search.trainer import Trainer
+from penstock.engine.search.study import Judge, check_same, next_trial, open_study, pruner_of, settings_of, suggest
 from penstock.engine.systems.table import last_knn
 from penstock.files import write_whole
 from penstock.loaders import open_source
@@ -84,17 +84,17 @@ class Search:
         if self.held_out and not self.shard.exists():
             write_held_out(self.config, self.source, self.images, self.held_out, self.shard)
 
-    def try_recipes(self, trainer: Trainer) -> bool:
+    def try_recipes(self, runner: Runner) -> bool:
         """Trials, as far as the budget reaches. Returns False where it was stopped."""
-        shown = trainer.progress.add_task("trials", total=self.most)
+        shown = runner.progress.add_task("trials", total=self.most)
         while self._may_go_on():
-            trial = next_trial(self.study, self.config.seed)
-            trainer.progress.update(shown, completed=trial.number)
-            if not self._try(trial, trainer):
+            trial = next_trial(self.study)
+            runner.progress.update(shown, completed=trial.number)
+            if not self._try(trial, runner):
                 return False
-            trainer.say(self._said(trial.number))
+            runner.say(self._said(trial.number))
             self.write()
-        trainer.progress.update(shown, completed=len(self.study.trials))
+        runner.progress.update(shown, completed=len(self.study.trials))
         return True
 
     def _may_go_on(self) -> bool:
@@ -103,16 +103,16 @@ class Search:
         in_time = self.config.minutes is None or not over or minutes < self.config.minutes
         return in_time and (self.most is None or len(over) < self.most)
 
-    def _try(self, trial: Trial, trainer: Trainer) -> bool:
+    def _try(self, trial: Trial, runner: Runner) -> bool:
         """Train by a trial's recipe and tell Optuna how good it is. Returns False where it was stopped."""
         from optuna.trial import TrialState
 
         run, folder = self._run(trial)
-        if not trainer.is_free(run, folder):
+        if not runner.is_free(run, folder):
             return False
         # The log has what a search that was killed could not note, and what its orphan did without it
         before, began = max(trial.user_attrs.get("seconds", 0.0), logged_seconds(folder)), time.perf_counter()
-        state = self._outcome(trial, run, folder, trainer)
+        state = self._outcome(trial, run, folder, runner)
         trial.set_user_attr("seconds", before + time.perf_counter() - began)
         if state == TrialState.RUNNING:
             return False
@@ -122,25 +122,24 @@ class Search:
 
     def _run(self, trial: Trial) -> tuple[Run, Path]:
         """A trial's training and its folder; its recipe is written beside that."""
-        knobs = self.space.knobs
-        values = {name: trial.suggest_float(name, knob.low, knob.high, log=knob.log) for name, knob in knobs.items()}
+        values = suggest(trial, self.space.knobs, self.config.seed)
         path = self._recipe(trial.number)
         path.parent.mkdir(exist_ok=True)
         write_whole(path, lambda partial: partial.write_text(dump_recipe(self.space.recipe_of(values))))
         run = Run(name=f"trial-{path.stem}", config=replace(self.training, recipe=str(path)))
         return run, path.with_suffix("")
 
-    def _outcome(self, trial: Trial, run: Run, folder: Path, trainer: Trainer) -> TrialState:
+    def _outcome(self, trial: Trial, run: Run, folder: Path, runner: Runner) -> TrialState:
         """Train a trial as far as it gets."""
         from optuna.trial import TrialState
 
         judge = Judge(trial, folder, self.epochs)
         try:
-            finished = trainer.train(run, folder, judge)
+            finished = runner.train(run, folder, judge)
         except RunFailed as error:
             if trial.number == 0 or error.code == REFUSED:  # it is not the recipe
                 raise
-            trainer.say(str(error))
+            runner.say(str(error))
             return TrialState.FAIL
         judge.look()  # again: where nothing was left to train, nobody has looked
         return TrialState.COMPLETE if finished else TrialState.PRUNED if judge.lags else TrialState.RUNNING
@@ -156,7 +155,7 @@ class Search:
         seconds = trial.user_attrs["seconds"]
         return f"trial {number}: {outcome}{early}, {seconds:.0f} s; best: {best.value:.2f} % (trial {best.number})"
 
-    def confirm(self, trainer: Trainer) -> bool:
+    def confirm(self, runner: Runner) -> bool:
         """The recipe as given and the best one, with other seeds. Returns False where it was stopped."""
         if not self.config.confirm:
             return True
@@ -168,23 +167,23 @@ class Search:
             for seed in range(self.config.seed + 1, self.config.seed + 1 + self.config.confirm):
                 config = replace(training, recipe=str(self._recipe(number)), seed=seed)
                 try:
-                    knn = self._again(Run(name=f"{number:03d}-seed-{seed}", config=config), trainer)
+                    knn = self._again(Run(name=f"{number:03d}-seed-{seed}", config=config), runner)
                 except RunFailed as error:
                     if error.code == REFUSED:
                         raise
-                    trainer.say(f"{error}\ntrial {number} again, seed {seed}: left out")
+                    runner.say(f"{error}\ntrial {number} again, seed {seed}: left out")
                     continue
                 if knn is None:
                     return False
                 found.append(knn)
-                trainer.say(f"trial {number} again, seed {seed}: kNN {knn:.2f} %")
+                runner.say(f"trial {number} again, seed {seed}: kNN {knn:.2f} %")
         self.confirmed = Confirmed(queries=queries, figures=figures)
         return True
 
-    def _again(self, run: Run, trainer: Trainer) -> float | None:
+    def _again(self, run: Run, runner: Runner) -> float | None:
         """The kNN accuracy of a confirming run, per cent; None where it was stopped."""
         folder = self.out / "confirm" / run.name
-        if not trainer.is_free(run, folder) or not trainer.train(run, folder):
+        if not runner.is_free(run, folder) or not runner.train(run, folder):
             return None
         (folder / "last.pt").unlink(missing_ok=True)
         if (knn := last_knn(folder)) is None:
