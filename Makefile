@@ -41,5 +41,5 @@ doctor: $(INSTALLED) ## what is installed, and what to type for what is not
 	@$(BIN)/python -m penstock doctor
 
 clean: ## remove .venv and everything that was built (not the cache of data)
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist .package/*.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -26,7 +26,10 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",
     ],
-    packages=find_packages(include=["penstock", "penstock.*"]),  # follows the links
+    # By way of a folder that holds nothing else, which is what an editable install then adds to sys.path: a script
+    # beside a clone finds the package, not the clone's root, and no `loaders` or `engine`.
+    package_dir={"": ".package"},
+    packages=find_packages(".package"),  # follows the links
     package_data={"penstock": ["py.typed"]},
     python_requires=">=3.11",
     install_requires=[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,15 @@ def test_help_imports_nothing_heavy() -> None:
     code = "import sys; from penstock import cli; cli.main(['--help']); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"torch", "numpy", "tyro", "rich"} & set(done.stdout.splitlines()[-1].split())
+
+
+def test_a_script_beside_a_clone_finds_the_package_and_not_the_clones_root(tmp_path: Path) -> None:
+    (tmp_path / "penstock").mkdir()  # as a clone lies there: a folder without __init__.py
+    code = "import penstock, penstock.errors as found; print(penstock.__version__, found.__file__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    if not any(distribution.files for distribution in distributions(name="penstock")):
+        pytest.skip("penstock is not installed here")
+    assert done.stdout.split() == [__version__, str(ROOT / "penstock/errors.py")], done.stderr
 
 
 def test_no_command_is_help(capsys: pytest.CaptureFixture[str]) -> None:
