@@ -423,8 +423,9 @@ def test_what_cannot_work_is_said_in_one_line(images: Path, tmp_path: Path, more
 
 
 def test_images_without_labels_are_refused(images: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="kNN, the score, needs labels"):
-        search.main(words(images / "train/cats", tmp_path / "out"))
+    for more in ([], ["--val-data", str(images)]):
+        with pytest.raises(UserError, match="needs labels, and these training images have none: choose other data"):
+            search.main(words(images / "train/cats", tmp_path / "out", *more))
 
 
 def test_optuna_is_asked_for(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,4 +445,5 @@ def test_two_real_trials(images: Path, tmp_path: Path) -> None:
     assert all(0 <= float(row["knn"]) <= 100 and row["epochs"] == "2" for row in rows(tmp_path / "out"))
     written = tmp_path / "out/trials/001"
     assert load_recipe(str(written / "recipe.yaml")) == load_recipe(f"{written}.yaml", size=16)
-    assert load_recipe(str(tmp_path / "out/best.yaml")).name == "moco-cifar-searched"
+    best = load_recipe(str(tmp_path / "out/best.yaml"))
+    assert (best.name, best.size) == ("moco-cifar-searched", 16) and "16 px" in best.about

@@ -23,10 +23,16 @@ def shares(config: Config, source: Source) -> tuple[int, int]:
     Raises:
         UserError: no labels, or not enough images.
     """
+    train = source if config.split == "train" else open_source(config.data, "train", class_list=config.class_list)
+    if not len(labelled(train)):
+        raise UserError(
+            f"--data {config.data}: kNN, the score, needs labels, and these training images have none: choose other"
+            " data"
+        )
     if config.val_data is not None:
         queries = open_validation(config.data, val_data=config.val_data, class_list=config.class_list)
-        if not len(labelled(source)) or queries is None or not len(queries):
-            raise UserError(f"--data {config.data}, --val-data {config.val_data}: kNN, the score, needs labels of both")
+        if queries is None or not len(queries):
+            raise UserError(f"--val-data {config.val_data}: kNN, the score, needs labels, and these images have none")
         return config.subset or len(source), 0
     if config.split != "train":
         raise UserError(

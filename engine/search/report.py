@@ -58,7 +58,7 @@ class Subject:
         name = source.name.removesuffix(f"-{config.split}")
         cut = f"{name} cut to" if images < len(source) else f"{name},"
         width = f" of width {config.width}" if takes_width(config.arch) else ""
-        how = f"{config.method}, {config.arch}{width}, batch {config.batch}, seed {config.seed}"
+        how = f"{config.method}, {config.arch}{width}, {config.size} px, batch {config.batch}, seed {config.seed}"
         header = f"{cut} {images:,} images, {config.epochs} epochs; {how}; kNN of {queries}"
         return cls(header=header, queries=queries)
 

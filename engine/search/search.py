@@ -54,7 +54,7 @@ class Search:
         self.images, self.held_out = shares(config, self.source)
         training = TrainConfig(**{field.name: getattr(config, field.name) for field in fields(TrainConfig)})
         completed = complete(training, source=self.source.name, length=self.images, world=1)
-        recipe = load_recipe(completed.recipe)
+        recipe = load_recipe(completed.recipe, size=completed.size)
         self.space = space_of(recipe, config.add)
         self.out = (config.out or Path("runs") / f"search-{recipe.name.replace('/', '_')}").resolve()
         self.shard, self.epochs = self.out / "held-out.beton", completed.epochs
