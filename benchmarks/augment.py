@@ -240,6 +240,8 @@ def main(arguments: list[str] | None = None) -> int:
         settings = {key: value for key, value in asdict(config).items() if key not in ("json", "plot")}
         report = report_of(settings, arguments, cases, absent, photos)
     show(report, console)
+    if config.quick:
+        console.print("--quick only shows that all runs: its times and ratios say nothing")
     write_results(report, draw_chart, json_file=config.json, plot=config.plot)
     return int(bool(report["errors"]))
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from penstock.benchmarks.report import images_of
 from penstock.machine import machine_line
 
 BASELINE_COLOUR, LOADER_COLOUR, PEER_COLOUR = "#9aa5b1", "#1f6f8b", "#e0a458"
@@ -29,7 +30,7 @@ def draw_chart(report: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(9, sum(heights)), dpi=150, layout="constrained")
     axes = figure.subplot_mosaic(mosaic, height_ratios=heights)
     _draw_table(axes["main"], first, big=True)
-    _legend(axes["main"], first)
+    _legend(figure, first)
     if others:
         _draw_table(axes["small"], others[0], big=False)
     if report["scaling"]:
@@ -85,15 +86,15 @@ def _bar(axes: Axes, y: int, row: dict[str, Any], ceiling: float | None, *, size
     axes.annotate(text, (x, y), color=colour, weight="bold", size=size, **place)
 
 
-def _legend(axes: Axes, table: dict[str, Any]) -> None:
+def _legend(figure: Figure, table: dict[str, Any]) -> None:
+    """Above the panels: in one, it could cover a mark."""
     groups = [group for group in COLOURS if any(row["group"] == group for row in _bars(table))]
     handles: list[Any] = [Patch(color=COLOURS[group], label=NAMES[group]) for group in groups]
     if _ceilings(table):
         label = "decoding alone with libjpeg-turbo: same bytes, same threads"
         handles.append(Line2D([], [], color=CEILING_COLOUR, linewidth=2.5, label=label))
-    axes.legend(
-        handles=handles, loc="lower right", fontsize=8.5, labelcolor=TEXT_COLOUR, framealpha=0.95, edgecolor="none"
-    )
+    place: dict[str, Any] = {"loc": "outside upper left", "ncols": len(handles), "columnspacing": 1.2}
+    figure.legend(handles=handles, fontsize=8, labelcolor=TEXT_COLOUR, frameon=False, **place)
 
 
 def _draw_scaling(axes: Axes, steps: list[dict[str, Any]]) -> None:
@@ -139,6 +140,6 @@ def _dress(axes: Axes) -> None:
 
 def _provenance(report: dict[str, Any]) -> str:
     """On what it was measured."""
-    sets = " and ".join(f"{table['images']:,} images of {table['data']}" for table in report["tables"])
+    sets = "; ".join(map(images_of, report["tables"]))
     torch = report["versions"]["torch"]
     return f"{sets}. {machine_line(report['machine'])}; torch {torch}, {report['date'][:10]}"

@@ -22,6 +22,7 @@ from penstock.errors import UserError
 from penstock.machine import machine_line, provenance, without_folders
 
 EPOCHS = 200
+RESTLESS = 0.25  # a spread of the times that no row has on a machine that does nothing else
 NAMES = {"moco": "MoCo", "end-to-end": "end-to-end"}
 COLOURS = {"moco": LOADER_COLOUR, "end-to-end": CEILING_COLOUR}
 # Chen et al. 2020, arXiv 2003.04297, table 3: ResNet-50 on 8 V100, memory of each, 200 epochs of ImageNet.
@@ -31,11 +32,11 @@ PUBLISHED: dict[tuple[str, int], dict[str, Any]] = {
     ("end-to-end", 4096): {"gb_a_gpu": 93.0, "hours": None, "estimate": True},
 }
 CAPTION = (
-    "MB: the most memory in use during a step (10^6 bytes; benchmarks/cost_probe.py says what counts), ±: half the"
-    " spread of the rounds; held: of it, in use between two steps; vs MoCo: at the same batch; hours: derived from"
-    " pairs/s, 200 epochs of ImageNet's 1,281,167 images on this machine; published: another machine and network,"
-    " 8 V100 with ResNet-50 (arXiv 2003.04297, table 3), memory of one GPU; ≈: not measured, on the straight line"
-    " through end-to-end's rows."
+    "MB: the most memory in use during a step (10^6 bytes; benchmarks/cost_probe.py says what counts); ±: half the"
+    " spread of the rounds, of the figure before it; held: of the memory, in use between two steps; vs MoCo: at the"
+    " same batch; hours: derived from pairs/s, 200 epochs of ImageNet's 1,281,167 images on this machine; published:"
+    " another machine and network, 8 V100 with ResNet-50 (arXiv 2003.04297, table 3), memory of one GPU; ≈: not"
+    " measured, on the straight line through end-to-end's rows."
 )
 
 
@@ -75,20 +76,27 @@ def _figures(row: dict[str, Any]) -> dict[str, Any]:
     batch, repeats = row["task"]["batch"], [] if row["error"] else row["repeats"]
     about = {"mechanism": row["task"]["mechanism"], "batch": batch, "queue": row["task"]["queue"]}
     about |= {"negatives": row["negatives"], "error": without_folders(row["error"]) if row["error"] else None}
-    names = ("memory_mb", "spread", "held_mb", "step_seconds", "pairs_per_s", "imagenet_hours")
+    names = ("memory_mb", "spread", "held_mb", "step_seconds", "seconds_spread", "pairs_per_s", "imagenet_hours")
     if not repeats:
         return about | dict.fromkeys(names) | {"repeats": row["repeats"]}
     peaks = [repeat["peak_bytes"] / 1e6 for repeat in repeats]
-    seconds = median(repeat["step_seconds"] for repeat in repeats)
+    times = [repeat["step_seconds"] for repeat in repeats]
+    seconds = median(times)
     values = (
         median(peaks),
-        (max(peaks) - min(peaks)) / 2 / median(peaks),
+        _spread(peaks),
         median(repeat["held_bytes"] for repeat in repeats) / 1e6,
         seconds,
+        _spread(times),
         batch / seconds,
         EPOCHS * IMAGENET * seconds / batch / 3600,
     )
     return about | dict(zip(names, values, strict=True)) | {"repeats": repeats}
+
+
+def _spread(values: list[float]) -> float | None:
+    """Half the spread over the median; of one value it is unknown."""
+    return (max(values) - min(values)) / 2 / median(values) if len(values) > 1 else None
 
 
 def extrapolated(rows: list[dict[str, Any]], queue: int) -> list[dict[str, Any]]:
@@ -122,6 +130,9 @@ def show(report: dict[str, Any], console: Console) -> None:
     for row in report["rows"]:
         if row["error"]:
             console.print(f"{NAMES[row['mechanism']]}, batch {row['batch']}: {row['error']}", soft_wrap=True)
+    worst = max(filter(None, (row["seconds_spread"] for row in report["rows"])), default=0.0)
+    if worst > RESTLESS:
+        console.print(f"Times differ by up to ±{worst:.0%}: something else ran on this machine, so measure again.")
     console.print(CAPTION, soft_wrap=True)
 
 
@@ -129,14 +140,14 @@ def title(settings: dict[str, Any]) -> str:
     """What took the steps."""
     width = f" of width {settings['width']}" * takes_width(settings["arch"])
     where = f"{settings['device']}, {settings['precision']}"
-    threads = f", {settings['threads']} threads" if settings["device"] == "cpu" else ""
+    threads = f", {settings['threads']} thread{'s' * (settings['threads'] != 1)}" if settings["device"] == "cpu" else ""
     return f"{settings['arch']}{width}, views of {settings['size']} px; {where}{threads}"
 
 
 def table(report: dict[str, Any]) -> Table:
     shown = Table(box=MARKDOWN)
     shown.add_column("", no_wrap=True)
-    for heading in ("batch", "negatives", "MB", "±", "held MB", "vs MoCo", "s/step", "pairs/s", "hours",
+    for heading in ("batch", "negatives", "MB", "±", "held MB", "vs MoCo", "s/step", "±", "pairs/s", "hours",
                     "published GB/GPU", "published hours"):  # fmt: skip
         shown.add_column(heading, justify="right", no_wrap=True)
     for row in report["rows"]:
@@ -144,23 +155,28 @@ def table(report: dict[str, Any]) -> Table:
         shown.add_row(*about, *_cells(row), *_published(row["published"]))
     for row in report["extrapolated"]:
         about = (NAMES[row["mechanism"]], f"{row['batch']:,}", f"{row['negatives']:,}")
-        shown.add_row(*about, f"≈ {row['memory_mb']:,.0f}", *[""] * 6, *_published(row["published"]))
+        shown.add_row(*about, f"≈ {row['memory_mb']:,.0f}", *[""] * 7, *_published(row["published"]))
     return shown
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
     if not row["memory_mb"]:
-        return ["-", *[""] * 6]
+        return ["-", *[""] * 7]
     speed, ratio = row["pairs_per_s"], row["over_moco"]
     return [
         f"{row['memory_mb']:,.0f}",
-        f"{row['spread']:.1%}",
+        _percent(row["spread"]),
         f"{row['held_mb']:,.0f}",
         f"{ratio:.2f}×" if ratio and row["mechanism"] != "moco" else "",
         f"{row['step_seconds']:.3g}",
+        _percent(row["seconds_spread"]),
         f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}",
         f"{row['imagenet_hours']:,.0f}",
     ]
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
 
 
 def _published(figure: dict[str, Any] | None) -> tuple[str, str]:
@@ -213,13 +229,13 @@ def _draw_negatives(axes: Axes, report: dict[str, Any]) -> None:
         text = (
             f"MoCo at batch {batch}, by its queue\n{rows[-1]['negatives']:,} negatives: {_bytes(rows[-1]['memory_mb'])}"
         )
-        _note(axes, text, rows[-1]["negatives"], rows[-1]["memory_mb"], COLOURS["moco"], (4, -30), ha="right", va="top")
+        _note(axes, text, rows[-1]["negatives"], rows[-1]["memory_mb"], COLOURS["moco"], (4, 9), ha="right")
     if ours:
         colour, beyond = COLOURS["end-to-end"], [ours[-1], *report["extrapolated"]]
         axes.plot(_of(ours, "negatives"), _of(ours, "memory_mb"), color=colour, marker="o", zorder=3)
         axes.plot(_of(beyond, "negatives"), _of(beyond, "memory_mb"), color=colour, linestyle=":", zorder=2)
         text = f"end-to-end,\nbatch {ours[-1]['batch']:,}: {_bytes(ours[-1]['memory_mb'])}"
-        _note(axes, text, ours[-1]["negatives"], ours[-1]["memory_mb"], colour, (-8, 6), ha="right", va="bottom")
+        _note(axes, text, ours[-1]["negatives"], ours[-1]["memory_mb"], colour, (8, -4), va="top")
         for row in report["extrapolated"]:
             axes.plot(row["negatives"], row["memory_mb"], "o", color=colour, markerfacecolor="white", zorder=3)
             text = f"batch {row['batch']:,}: ≈ {_bytes(row['memory_mb'])}"
@@ -264,8 +280,9 @@ def _dress(axes: Axes, title: str, label: str) -> None:
 def _provenance(report: dict[str, Any]) -> str:
     """What took the steps, on what it was measured, and what was published."""
     torch, settings = report["versions"]["torch"], report["settings"]
+    rounds = f"the median of {settings['rounds']} processes" if settings["rounds"] > 1 else "one process a row"
     return (
-        f"{title(settings)}, the median of {settings['rounds']} processes. {machine_line(report['machine'])}; "
+        f"{title(settings)}, {rounds}. {machine_line(report['machine'])}; "
         f"torch {torch}, {report['date'][:10]}. Published (arXiv 2003.04297, ResNet-50, 8 V100, memory a GPU): "
         "MoCo 5.0 GB and end-to-end 7.4 GB at batch 256; end-to-end 93 GB at batch 4,096, an estimate."
     )

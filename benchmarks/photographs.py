@@ -49,6 +49,12 @@ def photographs(data: str, *, batch: int) -> Photographs:
     return Photographs(data=str(folder), limit=None, count=copies * len(source), distinct=len(source))
 
 
+def in_words(count: int, distinct: int) -> str:
+    """What lies in an epoch: 2,400 images, or 400 images, repeated 6 times."""
+    repeated = f", repeated {count // distinct} times" if distinct < count else ""
+    return f"{distinct:,} images{repeated}"
+
+
 def _write_copies(source: Source, folder: Path, copies: int) -> None:
     """Write each image `copies` times, under class folders where there are classes, then move all into place."""
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")

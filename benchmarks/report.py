@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as Printed
 
+from penstock.benchmarks.photographs import in_words
 from penstock.benchmarks.plan import DECODE_ONLY, READ_ONLY, Table
 from penstock.benchmarks.rival import Row
 from penstock.benchmarks.worker import choose_recipe
@@ -90,10 +91,15 @@ def _show_beside(row: dict[str, Any], console: Console) -> None:
         console.print(f"{name}: cold start {row['cold']:.1f} s, imports {row['imports']:.1f} s")
 
 
+def images_of(table: dict[str, Any]) -> str:
+    """What the rows of a table read."""
+    return f"{table['data']}, {in_words(table['images'], table['distinct_images'])}"
+
+
 def printed(table: dict[str, Any], machine: dict[str, Any]) -> Printed:
     shown = Printed(
         title=f"{table['recipe']}, {table['views']} views of {table['size']} px, batches of {table['batch']}: "
-        f"{table['images']:,} images of {table['data']}\n{machine_line(machine)}",
+        f"{images_of(table)}\n{machine_line(machine)}",
         title_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
@@ -116,11 +122,11 @@ def _numbers(row: dict[str, Any]) -> list[str]:
     if row["pairs_per_s"] is None:
         return ["", "-"]
     cpu = median(row["cpu"])
-    spread = (max(row["repeats"]) - min(row["repeats"])) / 2 / row["pairs_per_s"]
+    spread = (max(row["repeats"]) - min(row["repeats"])) / 2 / row["pairs_per_s"]  # of one measurement: unknown
     return [
         str(row["workers"]),
         f"{row['pairs_per_s']:,.0f}",
-        f"{spread:.0%}",
+        f"{spread:.0%}" if len(row["repeats"]) > 1 else "",
         f"{row['ratio']:.2f}×" if row["ratio"] else "",
         f"{row['ceiling_share']:.0%}" if row["ceiling_share"] else "",
         f"{cpu:.1f}" if cpu >= 1 else f"{cpu:.2g}",

@@ -6,6 +6,7 @@ in which it had nothing to do. Kernels that a CUDA graph launches belong to no o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from time import perf_counter
@@ -49,6 +50,7 @@ def profile_step(step: Step, views: Views, device: torch.device, steps: int) -> 
         step(views)
     _catch_up(on_gpu)
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it logs its start, and as an error that there is no GPU
     with profile(activities=kinds, acc_events=True) as profiler:
         began = perf_counter()
         for _ in range(steps):
@@ -100,6 +102,8 @@ def profile_table(profiled: dict[str, Any]) -> Table:
         shown.add_column(name, justify="left" if name.startswith("where") else "right", no_wrap=True)
     for row in profiled["rows"]:
         calls = f"{row['calls']:g}" if row["calls"] else ""
-        shown.add_row(row["operation"], calls, f"{row['ms']:.2f}", f"{row['share']:.1%}")
-    shown.add_row("the whole step", "", f"{profiled['ms_per_step']:.2f}", f"computing {profiled['busy']:.0%}")
+        name = row["operation"].replace("autograd::engine::evaluate_function:", "autograd:")
+        shown.add_row(name, calls, f"{row['ms']:.2f}", f"{row['share']:.1%}")
+    whole = f"the whole step, computing {profiled['busy']:.0%} of the time"
+    shown.add_row(whole, "", f"{profiled['ms_per_step']:.2f}", "100.0%")
     return shown

@@ -11,6 +11,7 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
+from penstock.benchmarks.photographs import in_words
 from penstock.benchmarks.training_profile import profile_table
 from penstock.benchmarks.training_race import Row
 from penstock.engine.backbones import takes_width
@@ -75,7 +76,7 @@ def _figures(row: Row) -> dict[str, Any]:
     return asdict(row) | {
         "error": without_folders(row.error) if row.error else None,
         "pairs_per_s": speed,
-        "spread": (max(row.repeats) - min(row.repeats)) / 2 / speed if speed else None,
+        "spread": (max(row.repeats) - min(row.repeats)) / 2 / speed if speed and len(row.repeats) > 1 else None,
         "waiting_share": median(row.waiting) if speed else None,
     }
 
@@ -108,7 +109,7 @@ def title(settings: dict[str, Any]) -> str:
     return (
         f"{settings['method']}, {settings['arch']}{width}, {settings['recipe']} at {settings['size']} px, batches of "
         f"{settings['batch']}: "
-        f"{settings['images']:,} images of {settings['data']}"
+        f"{settings['data']}, {in_words(settings['images'], settings['distinct_images'])}"
     )
 
 
@@ -145,7 +146,7 @@ def _speed(row: dict[str, Any]) -> tuple[str, str]:
     speed = row["pairs_per_s"]
     if not speed:
         return "-", ""
-    return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}", f"{row['spread']:.0%}"
+    return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}", _percent(row["spread"])
 
 
 def _percent(share: float | None) -> str:

@@ -73,7 +73,7 @@ def write_report(out: Path) -> Path:
     title = f"{config['method']} on {about['source']}"
     body = [
         f"<h1>{escape(title)}</h1>",
-        f"<p>{escape(about['network'])}, fed by {_feeder(about)}</p>",
+        f"<p>{escape(about['network'])}, {_feeder(about)}</p>",
         _lead(epochs, config["epochs"]),
         f'<div class="charts">{_charts(steps, epochs)}</div>',
         _views(out / "views.png", about["recipe"]),
@@ -89,7 +89,8 @@ def write_report(out: Path) -> Path:
 
 
 def _feeder(about: dict[str, Any]) -> str:
-    loader = f"the loader <b>{escape(about['config']['loader'])}</b>"
+    by = "last fed by" if about["config"]["resume"] else "fed by"  # earlier epochs may have had another loader
+    loader = f"{by} the loader <b>{escape(about['config']['loader'])}</b>"
     return f"{loader}, views made by <b>{about['executor']}</b>" if about["executor"] else loader
 
 
@@ -100,13 +101,13 @@ class Found:
     Attributes:
         last: of the last epoch that has one.
         best, epoch: the highest, and the first epoch with it.
-        untrained: before the first epoch, if it is known.
+        before: before the first epoch, of an untrained network or of the weights of --init, if it is known.
     """
 
     last: float
     best: float
     epoch: int
-    untrained: float | None
+    before: float | None
 
     @staticmethod
     def of(name: str, epochs: list[Row]) -> Found | None:
@@ -115,12 +116,12 @@ class Found:
         if not rows:
             return None
         best = max(rows, key=lambda row: row[name])
-        untrained = next((row[name] for row in epochs if name in row and row["epoch"] == 0), None)
-        return Found(last=rows[-1][name], best=best[name], epoch=int(best["epoch"]), untrained=untrained)
+        before = next((row[name] for row in epochs if name in row and row["epoch"] == 0), None)
+        return Found(last=rows[-1][name], best=best[name], epoch=int(best["epoch"]), before=before)
 
     def __str__(self) -> str:
         beside = [f"best: {self.best:.2f} %, epoch {self.epoch}"] if self.best > self.last else []
-        beside += [] if self.untrained is None else [f"untrained network: {self.untrained:.2f} %"]
+        beside += [] if self.before is None else [f"before the first epoch: {self.before:.2f} %"]
         return f"{self.last:.2f} %" + (f" ({'; '.join(beside)})" if beside else "")
 
 
@@ -135,7 +136,7 @@ def results(epochs: list[Row]) -> dict[str, str]:
 def _lead(epochs: list[Row], planned: int) -> str:
     done = max((int(row["epoch"]) for row in epochs), default=0)
     parts = [f"{title[0].upper() + title[1:]} <b>{figure}</b>" for title, figure in results(epochs).items()]
-    return f'<p class="lead">{". ".join([f"{done} of {planned} epochs", *parts])}.</p>'
+    return f'<p class="lead">{". ".join([f"Epoch {done} of {planned}", *parts])}.</p>'
 
 
 def _charts(steps: list[Row], epochs: list[Row]) -> str:

@@ -62,8 +62,5 @@ def describe(row: Row) -> str:
         parts.append(f"routed {100 * row['routed']:.0f} %")
     if row.get("skipped"):
         parts.append(f"broken images skipped {row['skipped']:.0f}")
-    found = [f"{title} {row[name]:.2f} %" for name, title in FOUND.items() if name in row]
-    if found and not row["epoch"]:
-        found[-1] += " (untrained network)"
-    parts += found
+    parts += [f"{title} {row[name]:.2f} %" for name, title in FOUND.items() if name in row]
     return "  ".join(parts)

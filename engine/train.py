@@ -29,22 +29,24 @@ from tyro.conf import DisallowNone
 from penstock.augment import Recipe, load_recipe
 from penstock.augment.executors import split_names
 from penstock.augment.recipes import dump_recipe, parse_recipe
-from penstock.engine.checkpoint import check_same_run, load_checkpoint
+from penstock.engine.checkpoint import Position, check_same_run, load_checkpoint
 from penstock.engine.config import CompleteConfig, TrainConfig, from_dict
 from penstock.engine.csv_log import read_csv
 from penstock.engine.data import build_evaluation, build_loader, share_cpus
 from penstock.engine.defaults import check_choices, complete
 from penstock.engine.distributed import Team, join
+from penstock.engine.evaluate.data import labelled
 from penstock.engine.folder import choose_folder, resume_command, write_about
 from penstock.engine.logs import RunLog
 from penstock.engine.loop import Diverged, Trainer
 from penstock.engine.methods import build_method, check_views
 from penstock.engine.precision import check_precision, choose_precision
 from penstock.engine.report import results
+from penstock.engine.runs import make_folder
 from penstock.engine.screen import FOUND
 from penstock.engine.signals import Interrupts
 from penstock.errors import UserError, run_command
-from penstock.loaders import open_source
+from penstock.loaders import Source, open_source
 from penstock.loaders.make import check_executor, check_name, check_speed
 
 State = dict[str, Any]
@@ -109,7 +111,7 @@ def train(given: TrainConfig, state: State | None, team: Team) -> int:
     if state is not None and state["position"]["epoch"] > config.epochs:
         done = state["position"]["epoch"]
         raise UserError(
-            f"--resume: this run has {done} epochs behind it, --epochs {config.epochs} are fewer: ask for more"
+            f"--resume: this run has {done} epochs behind it, --epochs {config.epochs} is fewer: ask for more"
         )
     out = choose_folder(config, source, resumed=state is not None) if team.leads else Path()
     config = dataclasses.replace(config, out=out)
@@ -124,13 +126,15 @@ def train(given: TrainConfig, state: State | None, team: Team) -> int:
             trainer.load_state_dict(state)
         if team.leads:
             trainer.evaluation = build_evaluation(config, source, recipe, team)
-            out.mkdir(parents=True, exist_ok=True)  # now that nothing is left to refuse
+            make_folder(out)  # now that nothing is left to refuse
             (out / "recipe.yaml").write_text(dump_recipe(recipe))
             about = write_about(out, config, source, loader=loader, method=method, precision=precision)
             print(f"{about['network']}, {about['precision']}, on {about['source']}\n{about['recipe']}", flush=True)
             if state is not None and has_changed(config, recipe):
                 print(f"{config.recipe} has changed: this run keeps {out / 'recipe.yaml'}, as it began", flush=True)
-            trainer.log = start_log(trainer, recipe, resumed=state is not None)
+            if state is not None:
+                print(where(trainer.position, config.epochs), flush=True)
+            trainer.log = start_log(trainer, source, recipe, resumed=state is not None)
         with Interrupts(alone=team.world == 1, speaks=team.leads) as trainer.interrupts:
             signal = trainer.fit()
     if team.leads:
@@ -187,12 +191,22 @@ def has_changed(config: CompleteConfig, recipe: Recipe) -> bool:
         return True
 
 
-def start_log(trainer: Trainer, recipe: Recipe, *, resumed: bool) -> RunLog:
+def where(position: Position, epochs: int) -> str:
+    """Where a resumed run goes on."""
+    if position.epoch >= epochs:
+        return f"finished already, after epoch {position.epoch} of {epochs}: a larger --epochs goes on"
+    return f"goes on from epoch {position.epoch + 1} of {epochs}, step {position.step}"
+
+
+def start_log(trainer: Trainer, source: Source, recipe: Recipe, *, resumed: bool) -> RunLog:
     """The run's logs, from where it stands; lines of an interrupted run after that are taken back."""
     config, position = trainer.config, trainer.position
     wanted = [f"no {title}" for name, title in FOUND.items() if getattr(config, f"{name}_every")]
     if trainer.evaluation is None and wanted:
-        print(f"{', '.join(wanted)}: it needs labels and a validation split; --val-data names one", flush=True)
+        why = f"{config.data} has no validation split: name labelled images of the same classes with --val-data"
+        if not len(labelled(source)):
+            why = "the training images have no labels, and it takes labelled ones to train and to validate on"
+        print(f"{', '.join(wanted)}: {why}", flush=True)
     return RunLog(
         trainer.out,
         recipe=recipe,

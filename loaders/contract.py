@@ -50,6 +50,8 @@ class Options:
 class Views:
     """One batch: the augmented views of N images. It owns its memory: keeping it never changes it.
 
+    (But for `synthetic`'s, which share their noise.)
+
     Attributes:
         groups: one tensor [V·N, 3, S, S] for each group of views of equal size, normalised, channels-last
             (the torchvision baseline's on a CPU are not); where views grow, S is the epoch's: all batches of an epoch

@@ -132,6 +132,10 @@ def _made(source: Source, how: Encoding, part: Part | None) -> dict[str, Any]:
     }
 
 
+class _Refused(UserError):
+    """A broken image, with `on_error="stop"`. The remedy is a flag of all commands that convert."""
+
+
 @dataclass
 class _Conversion:
     """Brings images from the source to the writer, and enters each in the journal."""
@@ -153,6 +157,8 @@ class _Conversion:
             images = encode_all(self.source, self.how, self.writer.page, self.workers, left)
             for image, number in zip(images, left, strict=True):
                 self._take(image, number, on_error)
+        except _Refused:  # the same command would stop there again
+            raise
         except BaseException:
             if self.writer.samples:
                 self.shown.say(f"{self.writer.samples} images are done and kept: the same command goes on from there")
@@ -183,8 +189,7 @@ class _Conversion:
         elif on_error == "skip":
             outcome = Skipped(number, image.location, image.reason)
         else:
-            without = "python loaders/convert.py SRC DST --on-error skip"
-            raise UserError(f"{image}, or leave such images out with `{without}`")
+            raise _Refused(f"{image}, or leave such images out with --on-error skip")
         self.work.note(outcome)
         self.tally.count(outcome)
         self.shown.advance(outcome.length if isinstance(outcome, Entry) else 0)

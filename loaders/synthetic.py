@@ -1,7 +1,7 @@
 """`synthetic`: batches that cost nothing to make; the ceiling every other loader is held against.
 
-Labels, indices and order are the source's; the pixels are noise made once, copied for each batch (a batch owns its
-memory), so what is measured with it is the consumer alone.
+Labels, indices and order are the source's; the pixels are noise made once, which every batch hands out: no byte is
+copied, so what is measured with it is the consumer alone. Its batches share that memory: do not write into them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import torch
 
 from penstock.augment.recipe import Group
 from penstock.loaders.contract import Loader, Options, Views
-from penstock.loaders.memory import Recycler
 from penstock.loaders.sources.base import Source
 
 
@@ -23,7 +22,6 @@ class SyntheticLoader(Loader):
     def __init__(self, source: Source, options: Options) -> None:
         super().__init__(source, options)
         self.generator = torch.Generator().manual_seed(options.order.seed & (2**63 - 1))
-        self.memory = Recycler()
         self.noise = [self._noise(_shape(group, self.order.batch)) for group in self.recipe.groups]
 
     def _noise(self, shape: tuple[int, ...]) -> torch.Tensor:
@@ -32,23 +30,20 @@ class SyntheticLoader(Loader):
 
     def epoch(self, epoch: int, consumed: int = 0) -> Iterator[Views]:
         groups = self.recipe.at(epoch).groups
-        self.memory.turn_to(groups)
         for step in range(self.order.steps(consumed)):
             index = self.order.indices(epoch, step, consumed)
             parts = zip(self.noise, groups, strict=True)
             yield Views(
-                groups=[self._part(noise, _shape(group, len(index))) for noise, group in parts],
+                groups=[_part(noise, _shape(group, len(index))) for noise, group in parts],
                 index=torch.from_numpy(index),
                 label=torch.from_numpy(self.source.labels[index]),
             )
 
-    def _part(self, noise: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-        """A copy of the first noise, as views [V·N, 3, S, S], channels-last."""
-        samples, channels, height, width = shape
-        part = noise[: prod(shape)].view(samples, height, width, channels).permute(0, 3, 1, 2)
-        if part.device.type == "cpu":
-            return self.memory.empty(shape, part.dtype).copy_(part)
-        return part.clone(memory_format=torch.preserve_format)
+
+def _part(noise: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """The first of the noise, as views [V·N, 3, S, S], channels-last."""
+    samples, channels, height, width = shape
+    return noise[: prod(shape)].view(samples, height, width, channels).permute(0, 3, 1, 2)
 
 
 def _shape(group: Group, samples: int) -> tuple[int, ...]:

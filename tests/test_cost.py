@@ -110,6 +110,17 @@ def test_figures_are_medians_and_held_against_moco_s_at_the_same_batch_and_the_l
     assert found[3]["imagenet_hours"] == pytest.approx(200 * 1_281_167 / 512 / 3600)
 
 
+def test_times_that_differ_are_told_and_one_measurement_has_no_spread(capsys: pytest.CaptureFixture[str]) -> None:
+    restless, single = row("moco", 128, [300, 300], 1024), row("end-to-end", 128, [310])
+    restless["repeats"][1]["step_seconds"] = 1.5
+    found = report([restless, single])
+    assert [(each["spread"], each["seconds_spread"]) for each in found["rows"]] == [(0, 0.5), (None, None)]
+    show(found, Console(width=160, highlight=False))
+    said = capsys.readouterr().out
+    assert re.search(r"\| +310 \| +\| +5 \| +1\.03× \| +0\.5 \| +\| +256 \|", said)
+    assert "Times differ by up to ±50%" in said
+
+
 def test_published_figures_stand_where_they_belong() -> None:
     found = figures([*ROWS, row("moco", 256, [1], 256)])
     assert [each["published"] and each["published"]["gb_a_gpu"] for each in found] == [None, None, 5.0, 7.4, None, None]
@@ -130,7 +141,7 @@ def test_the_table_is_markdown_and_names_what_failed(capsys: pytest.CaptureFixtu
     said = capsys.readouterr().out
     assert re.search(r"\| end-to-end \| +256 \| +510 \| +770 \| +0\.0% \| +5 \| +1\.40× \| .* 7\.4 \| +65 \|", said)
     assert re.search(r"\| end-to-end \| +4,096 \| +8,190 \| ≈ 14,570 \|.* 93 \(estimate\) \|", said)
-    assert "end-to-end, batch 512: no room in place" in said
+    assert "end-to-end, batch 512: no room in place" in said and "Times differ" not in said
 
 
 @pytest.mark.parametrize("rows", [ROWS, ROWS[:1], ROWS[1:2], [*ROWS, row("moco", 512, [], 1024, error="no")]])

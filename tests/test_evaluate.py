@@ -255,6 +255,12 @@ def test_few_images_for_the_geometry_may_be_all_of_one_class() -> None:
     check_images(["knn"], ProtocolsConfig(geometry_images=2), source, source, None)
 
 
+def test_training_images_without_labels_are_refused_at_once(run: Path, images: Path, tmp_path: Path) -> None:
+    for more in ([], ["--val-data", str(images)]):
+        with pytest.raises(UserError, match=r"these training images have no labels .*: choose other --data"):
+            main([str(run), "--data", str(images / "train" / "class 0"), "--out", str(tmp_path / "out"), *more])
+
+
 def test_other_classes_to_validate_on_are_refused(run: Path, images: Path, tmp_path: Path) -> None:
     (tmp_path / "other").symlink_to(images / "val" / "class 0")
     with pytest.raises(UserError, match="the classes to validate on"):

@@ -185,9 +185,8 @@ def test_batches_that_are_kept_while_views_grow_do_not_change(quick, make):
     assert all(torch.equal(a, b) for a, b in zip(kept, copies, strict=True))
 
 
-@pytest.mark.parametrize("loader", ["folder", "synthetic"])
-def test_memory_of_a_size_that_is_over_does_not_lie_ready(loader, make):
-    loader = make(loader, recipe=GROWING)
+def test_memory_of_a_size_that_is_over_does_not_lie_ready(make):
+    loader = make("folder", recipe=GROWING)
     for epoch, (large, small) in GROWN.items():
         list(loader.epoch(epoch))
         gc.collect()

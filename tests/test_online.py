@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -95,18 +96,18 @@ def test_columns_are_filled_when_it_is_their_turn(whole: Path) -> None:
     assert "Logistic regression: top-1, validation" in page and "logistic regression</td>" in page
 
 
-def test_the_end_is_said_with_the_best_and_the_untrained(
+def test_the_end_is_said_with_the_best_and_the_first(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     short = ["--epochs", "1", "--knn-every", "0", "--logistic-every", "1"]
     assert main([*TINY, *short, "--data", str(images), "--out", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out
     before, after = (row["logistic"] for row in read_csv(tmp_path / "run" / "epochs.csv"))
-    assert f"logistic regression {before:.2f} % (untrained network)" in said
-    assert f"logistic regression {after:.2f} % (untrained network: {before:.2f} %)" in said
+    assert f"before the first epoch: logistic regression {before:.2f} %\n" in said
+    assert f"logistic regression {after:.2f} % (before the first epoch: {before:.2f} %)" in said
     assert "kNN" not in said and "best" not in said
     rows = [{"epoch": epoch, "knn": knn} for epoch, knn in enumerate((30.0, 50.0, 60.0, 60.0, 55.0))]
-    assert str(Found.of("knn", rows)) == "55.00 % (best: 60.00 %, epoch 2; untrained network: 30.00 %)"
+    assert str(Found.of("knn", rows)) == "55.00 % (best: 60.00 %, epoch 2; before the first epoch: 30.00 %)"
     assert str(Found.of("knn", rows[1:2])) == "50.00 %" and Found.of("knn", rows[:1]) is None
 
 
@@ -271,8 +272,12 @@ def test_without_labels_or_validation_images_it_is_said(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flat, out = images / "train" / "a", tmp_path / "run"
-    assert main([*TINY, "--epochs", "1", "--data", str(flat), "--out", str(out)]) == 0
-    assert "no kNN, no logistic regression: it needs labels and a validation split" in capsys.readouterr().out
+    short = [*TINY, "--epochs", "1", "--out", str(out)]
+    assert main([*short, "--data", str(images / "train")]) == 0
+    assert "has no validation split: name labelled images of the same classes with" in capsys.readouterr().out
+    shutil.rmtree(out)
+    assert main([*short, "--data", str(flat), "--val-data", str(images)]) == 0
+    assert "no kNN, no logistic regression: the training images have no labels" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"--keep-best logistic: .* has no labels or no validation split"):
         main([*TINY, "--keep-best", "logistic", "--data", str(flat), "--out", str(tmp_path / "other")])
     assert not (tmp_path / "other").exists()

@@ -276,7 +276,8 @@ def test_the_picture_has_a_panel_for_each_part_of_the_report(tmp_path: Path) -> 
     own = [_row("torchvision", "files", "baseline", 100.0), _row("folder", "files", "ours", 600.0, memory=[900.0])]
     others = [_row("albumentations", "files", "peer", 240.0), _row("decode-only", "files", "ceiling", 1100.0)]
     failed = Row(loader="dali", storage="webdataset", workers=2, error="not installed")
-    common = {"recipe": "moco-v2", "views": 2, "size": 224, "batch": 64, "images": 2400, "data": "photos"}
+    common = {"recipe": "moco-v2", "views": 2, "size": 224, "batch": 64, "data": "photos"}
+    common |= {"images": 2400, "distinct_images": 400}
     table = {**common, "rows": results([*own, *others, failed])}
     machine = {"cpus": 2, "cpu": "CPU", "memory_gb": 24, "gpus": []}
     report = {"tables": [table], "scaling": [], "machine": machine, "versions": {"torch": "2"}, "date": "2026-01-01"}
@@ -291,7 +292,8 @@ def test_the_picture_has_a_panel_for_each_part_of_the_report(tmp_path: Path) -> 
     with console.file:
         console.print(printed(table, machine))
         text = console.export_text()
-    assert re.search(r"folder +files +2 +600 +0% +6.00× +55% +5.0 +900", text) and "dali" in text
+    assert re.search(r"folder +files +2 +600 +6.00× +55% +5.0 +900", text) and "dali" in text  # of one round no ±
+    assert "photos, 400 images, repeated 6 times" in text
 
 
 @pytest.mark.timeout(300)

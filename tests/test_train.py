@@ -100,7 +100,7 @@ def test_a_run_leaves_logs_a_checkpoint_and_a_report(whole: Path) -> None:
         np.mean([r["loss"] for r in _weighted(steps) if r["epoch"] == 0]), rel=1e-4
     )
     page = (whole / "report.html").read_text()
-    assert page.count("<svg") >= 6 and "data:image/png;base64," in page and "untrained network" in page
+    assert page.count("<svg") >= 6 and "data:image/png;base64," in page and "before the first epoch" in page
     assert not re.search(r'(src|href)="(?!data:)', page)  # nothing beside the file
     assert list((whole / "tensorboard").glob("events.*"))
     assert load_checkpoint(whole / "last.pt")["position"] == {"epoch": 2, "consumed": 0, "step": 2 * STEPS}
@@ -328,6 +328,8 @@ def test_a_folder_that_cannot_be_made_is_named(images: Path, tmp_path: Path) -> 
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file cannot be written \(Not a directory\): choose another --out"):
         main([*TINY, "--data", str(images), "--out", str(tmp_path / "file" / "out")])
+    with pytest.raises(UserError, match=r"/proc.* cannot be (made|written) \(.*\): choose another --out"):
+        main([*TINY, "--data", str(images), "--out", "/proc/run"])  # where root, too, can make nothing
 
 
 def test_a_checkpoint_of_another_run_is_refused_naming_both(whole: Path, tmp_path: Path) -> None:
@@ -342,11 +344,17 @@ def test_a_checkpoint_of_another_run_is_refused_naming_both(whole: Path, tmp_pat
         main(["--resume", str(text)])
 
 
-def test_a_finished_run_goes_on_by_its_folder_but_not_backwards(whole: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has 2 epochs behind it, --epochs 1 are fewer"):
+def test_a_finished_run_goes_on_by_its_folder_but_not_backwards(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match="has 2 epochs behind it, --epochs 1 is fewer"):
         main(["--resume", str(whole), "--epochs", "1"])
     shutil.copytree(whole, tmp_path / "copy")
+    assert main(["--resume", str(tmp_path / "copy")]) == 0
+    assert "finished already, after epoch 2 of 2" in capsys.readouterr().out
     assert main(["--resume", str(tmp_path / "copy"), "--stem", "auto", "--epochs", "3"]) == 0
+    assert f"goes on from epoch 3 of 3, step {2 * STEPS}" in capsys.readouterr().out
+    assert ", last fed by the loader" in (tmp_path / "copy" / "report.html").read_text()
     assert [row["epoch"] for row in read_csv(tmp_path / "copy" / "epochs.csv")] == [0, 1, 2, 3]
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
-from penstock.benchmarks.training_profile import GRAPHS, MOST, REST, profile_step, summary
+from penstock.benchmarks.training_profile import GRAPHS, MOST, REST, profile_step, profile_table, summary
 from penstock.loaders import Views
 
 
@@ -52,7 +52,15 @@ def test_the_many_small_ones_are_summed_up() -> None:
     assert sum(row["ms"] for row in found["rows"]) == pytest.approx(sum(range(76, 101)) / 1e3)
 
 
-def test_steps_are_profiled_where_there_is_no_gpu() -> None:
+def test_the_last_row_is_the_whole_step() -> None:
+    events = [event("autograd::engine::evaluate_function: torch::autograd::AccumulateGrad", 1, cpu=440_000)]
+    shown = profile_table(summary(events, steps=1, seconds=0.5, on_gpu=False))
+    names, shares = ([*shown.columns[i].cells] for i in (0, 3))
+    assert names == ["autograd: torch::autograd::AccumulateGrad", "the whole step, computing 88% of the time"]
+    assert shares == ["88.0%", "100.0%"]
+
+
+def test_steps_are_profiled_where_there_is_no_gpu(capfd: pytest.CaptureFixture[str]) -> None:
     class Product:
         layout, steps = torch.contiguous_format, 0
 
@@ -67,3 +75,4 @@ def test_steps_are_profiled_where_there_is_no_gpu() -> None:
     assert products["calls"] == 1
     assert 0 < products["share"] < found["busy"] <= 1
     assert step.steps > 4, "it is warm before the profiler starts"
+    assert capfd.readouterr().err == "", "the profiler keeps its log to itself"

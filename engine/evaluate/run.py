@@ -210,11 +210,14 @@ def open_images(config: Config) -> tuple[Source, Source]:
             f"{config.checkpoint}: weights from elsewhere do not say which images they are for: give --data"
         )
     train = labelled(open_source(config.data, class_list=config.class_list, limit=config.subset))
+    if len(set(train.labels.tolist())) < 2:
+        raise UserError(
+            f"{config.data}: an evaluation needs training images with labels, of at least two classes, and labelled"
+            " validation images, and these training images have no labels or one class alone: choose other --data"
+        )
     val = open_validation(config.data, val_data=config.val_data, class_list=config.class_list)
     if val is None:
         raise UserError(f"{config.data}: has no labelled validation images: name some with --val-data")
-    if len(set(train.labels.tolist())) < 2:
-        raise UserError(f"{config.data}: an evaluation needs labelled training images of at least two classes")
     check_same_classes(train, val, name=config.val_data or config.data)
     return train, val
 
