@@ -72,7 +72,7 @@ class Config(Cut):
     """Who feeds the training; resident: all images in memory, the GPU's where the views are made there."""
     compile: str = "auto"
     """torch.compile for the networks: off, default, reduce-overhead (CUDA graphs), max-autotune, or auto: default on a
-    GPU, off on a CPU, where compiling takes longer than it saves."""
+    GPU, off on a CPU, where compiling takes long."""
     knn_every: int = 10
     """Epochs between two kNN evaluations; the last epoch has one in any case."""
     minutes: float | None = None

@@ -47,7 +47,7 @@ class Fetched:
 
     @property
     def nbytes(self) -> int:
-        """Of all pixels."""
+        """Bytes of all pixels, decoded."""
         return 3 * int(self.height @ self.width)
 
     def into(self, data: NDArray[np.uint8], boxes: NDArray[np.int64] | None = None) -> Pixels:
@@ -96,7 +96,7 @@ class Ready:
 
     @property
     def nbytes(self) -> int:
-        """Of these images' pixels."""
+        """Bytes of these images' pixels."""
         return 3 * int(self.height @ self.width)
 
     def portions(self, room: Room, boxes: NDArray[np.int64] | None = None) -> Iterator[tuple[slice, Pixels]]:
