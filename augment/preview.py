@@ -22,13 +22,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from tyro.conf import DisallowNone, Positional
+from tyro.conf import Positional
 
 from penstock.augment.draw import draw
 from penstock.augment.executors import BACK_ENDS, choose_executor, fallback_opcodes, split_names
@@ -37,6 +36,7 @@ from penstock.augment.recipe import Recipe
 from penstock.augment.recipes import load_recipe
 from penstock.augment.rows import Opcode, Rows
 from penstock.errors import UserError, run_command
+from penstock.options import read_options
 
 ORACLE = "reference"
 CELL = 2.0  # inches
@@ -296,7 +296,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    config = tyro.cli(Config, description=__doc__, args=arguments, config=(DisallowNone,))
+    config = read_options(Config, __doc__, arguments)
     check(config)
     recipe = load_recipe(config.recipe, size=config.size).at(config.epoch)
     image = landscape() if config.image is None else read_image(config.image)

@@ -34,11 +34,9 @@ from importlib.util import find_spec
 
 import numpy as np
 import torch
-import tyro
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from tyro.conf import DisallowNone
 
 from penstock.augment import RECIPES
 from penstock.augment.executors import BACK_ENDS, choose_executor
@@ -54,6 +52,7 @@ from penstock.errors import UserError, run_command
 from penstock.loaders import open_source
 from penstock.loaders.sources.shapes import CLASSES, render
 from penstock.loaders.threads import available_cpus
+from penstock.options import read_options
 
 PHOTOGRAPH = (500, 375)  # width and height of the embedded images, ImageNet's usual ones
 SMALL = 32  # pixels: chains of views up to this size are fed CIFAR's images, or photographs as small as those
@@ -216,7 +215,7 @@ def race(case: Case, config: Config, progress: Progress) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the comparison. Returns 1 where a contender failed; one that cannot run here is no failure."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    config = tyro.cli(Config, description=__doc__, args=arguments, config=(DisallowNone,)).hurried()
+    config = read_options(Config, __doc__, arguments).hurried()
     check(config)
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else WIDTH)
     device = gpu_device()

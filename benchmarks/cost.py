@@ -38,10 +38,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from rich.progress import Progress
-from tyro.conf import DisallowNone
 
 import penstock
 from penstock.benchmarks.cost_probe import ENVIRONMENT, FORGET_PEAK, METHODS, configure, negatives
@@ -53,6 +51,7 @@ from penstock.engine.defaults import check_choices
 from penstock.engine.distributed import join
 from penstock.engine.precision import choose_precision
 from penstock.errors import UserError, run_command
+from penstock.options import read_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +183,7 @@ def settings_of(config: Config, rows: list[Row]) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     """Measure and report. Returns 1 where a row failed."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    config = tyro.cli(Config, description=__doc__, args=arguments, config=(DisallowNone,))
+    config = read_options(Config, __doc__, arguments)
     check(config)
     rows = plan(config)
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)

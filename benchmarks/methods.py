@@ -24,13 +24,11 @@ import shlex
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import tyro
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from tyro.conf import DisallowNone
 
 from penstock.benchmarks.results import check_places, write_results
 from penstock.engine.config import TrainConfig
@@ -42,6 +40,7 @@ from penstock.engine.runs import Run, check_same, read_run
 from penstock.errors import UserError, run_command
 from penstock.loaders import open_source
 from penstock.machine import machine_line, portable, provenance
+from penstock.options import read_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +112,7 @@ def run_of(config: Config, method: str) -> Run:
         knn_every=max(1, config.epochs // 4),
     )  # fmt: skip
     words = shlex.split(config.train)
-    told = tyro.cli(TrainConfig, args=words, config=(DisallowNone,), default=settings, prog="--train")
+    told = read_options(TrainConfig, None, words, default=settings, prog="--train")
     return Run(name=method, config=told)
 
 
@@ -184,7 +183,7 @@ def draw_chart(report: dict[str, Any], path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    config = tyro.cli(Config, args=arguments, description=__doc__)
+    config = read_options(Config, __doc__, arguments)
     check(config)
     console = Console()
     runs = [run_of(config, method) for method in config.methods]

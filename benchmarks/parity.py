@@ -20,8 +20,6 @@ if __name__ == "__main__":  # run by path: see the package, not this folder (who
 
 from dataclasses import dataclass
 
-import tyro
-
 from penstock.augment import RECIPES
 from penstock.benchmarks.parity_measure import (
     INTERPRETER,
@@ -36,6 +34,7 @@ from penstock.benchmarks.parity_measure import (
 )
 from penstock.errors import run_command
 from penstock.files import write_whole
+from penstock.options import read_options
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/parity.md"
 COMMAND = "python benchmarks/parity.py"
@@ -129,7 +128,7 @@ class Config:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    config = tyro.cli(Config, description=__doc__, args=arguments)
+    config = read_options(Config, __doc__, arguments)
     names = available(interpreted=config.interpreted)
     written = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
     where = where_fused_gpu_runs() if "fused_gpu" in names else read_where(written)

@@ -29,7 +29,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import psutil
-import tyro
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import Progress
@@ -45,6 +44,7 @@ from penstock.errors import UserError, run_command
 from penstock.loaders import LOADERS, Order, Source, missing, open_source
 from penstock.loaders.pipeline import compile_views
 from penstock.loaders.threads import available_cpus
+from penstock.options import read_options
 
 SAMPLES, QUICK_SAMPLES = (10_000, 100_000, 1_280_000, 100_000_000), (1_000, 10_000)
 FEWEST, SMALL = 100, 64  # samples of a set, and of the one that each process opens before the clock starts
@@ -205,7 +205,7 @@ def compile_all() -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark. Returns 1 where a row failed; one whose package is not installed is no failure."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    config = tyro.cli(Config, description=__doc__, args=arguments)
+    config = read_options(Config, __doc__, arguments)
     check(config)
     console = Console(highlight=False)
     source = open_source(config.data)

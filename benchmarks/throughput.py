@@ -29,7 +29,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 
 from penstock.augment.executors import choose_executor, split_names
@@ -44,6 +43,7 @@ from penstock.errors import UserError, run_command
 from penstock.loaders import open_source
 from penstock.loaders.make import check_speed
 from penstock.loaders.threads import available_cpus
+from penstock.options import read_options
 
 CIFAR_RECIPE, CIFAR_SIZE, CIFAR_BATCH = "moco-cifar", 32, 256
 
@@ -174,7 +174,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the comparison. Returns 1 where a row failed; one whose package is not installed is no failure."""
     arguments = sys.argv[1:] if arguments is None else arguments
     default = QUICK if "--quick" in arguments else Config()
-    config = tyro.cli(Config, description=__doc__, args=arguments, default=default)
+    config = read_options(Config, __doc__, arguments, default=default)
     check(config)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     tables = plan(config)

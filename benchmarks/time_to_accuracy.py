@@ -35,9 +35,8 @@ from threading import Event
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
-from tyro.conf import DisallowNone, Suppress
+from tyro.conf import Suppress
 
 from penstock.benchmarks.results import check_places, write_results
 from penstock.benchmarks.time_to_accuracy_report import REFERENCES, draw_chart, figures, machine_made, minutes_of, show
@@ -54,6 +53,7 @@ from penstock.engine.systems.table import Entry, Table
 from penstock.errors import UserError, run_command
 from penstock.loaders.make import check_name
 from penstock.machine import portable, provenance
+from penstock.options import read_options
 
 ROWS = {  # by their names here: a published table, and the run in it
     "original": ("r0", "cifar10-moco-cifar"),
@@ -256,7 +256,7 @@ def report_of(sweep: Sweep, command: list[str]) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    config = tyro.cli(Config, args=arguments, config=(DisallowNone,), description=__doc__)
+    config = read_options(Config, __doc__, arguments)
     check(config)
     sweep = plan(config)
     sweep.check()

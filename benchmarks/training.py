@@ -33,9 +33,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
-from tyro.conf import DisallowNone
 
 from penstock.augment import load_recipe
 from penstock.benchmarks.photographs import photographs
@@ -55,6 +53,7 @@ from penstock.engine.precision import choose_precision
 from penstock.errors import UserError, run_command
 from penstock.loaders import open_source
 from penstock.loaders.threads import available_cpus
+from penstock.options import read_options
 
 MODES = CHOICES["compile"][1:]  # torch.compile's
 
@@ -184,7 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the race. Returns 1 where a row failed; one whose package is not installed is no failure."""
     arguments = sys.argv[1:] if arguments is None else arguments
     default = QUICK if "--quick" in arguments else Config()
-    config = tyro.cli(Config, description=__doc__, args=arguments, config=(DisallowNone,), default=default)
+    config = read_options(Config, __doc__, arguments, default=default)
     check(config)
     warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # more workers than CPUs: it is tried
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 140)

@@ -236,7 +236,7 @@ def words_of(config: TrainConfig) -> list[str]:
         value, name = getattr(config, setting.name), setting.name
         if value == setting.default or value is None:
             continue
-        if isinstance(setting.default, bool):  # with a default of None, True and False are typed
+        if isinstance(value, bool):
             words.append(flag(name if value else f"no_{name}"))
         else:
             words += [flag(name), *map(str, value if isinstance(value, tuple) else (value,))]

@@ -23,11 +23,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import tyro
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
-from tyro.conf import DisallowNone, Positional
+from tyro.conf import Positional
 
 from penstock.augment import load_recipe
 from penstock.engine.data import labelled_images
@@ -43,6 +42,7 @@ from penstock.engine.systems.table import Table
 from penstock.errors import UserError, run_command
 from penstock.loaders import Source, open_source
 from penstock.machine import describe_machine, machine_line, provenance
+from penstock.options import read_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +177,7 @@ def check(config: Config) -> Table:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    config = tyro.cli(Config, args=arguments, config=(DisallowNone,), description=__doc__)
+    config = read_options(Config, __doc__, arguments)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     if config.table is None:
         console.print(listing())

@@ -22,9 +22,7 @@ from contextlib import closing
 from typing import Any
 
 import torch
-import tyro
 import yaml
-from tyro.conf import DisallowNone
 
 from penstock.augment import Recipe, load_recipe
 from penstock.augment.executors import split_names
@@ -48,6 +46,7 @@ from penstock.engine.signals import Interrupts
 from penstock.errors import UserError, run_command
 from penstock.loaders import Source, open_source
 from penstock.loaders.make import check_executor, check_name, check_speed
+from penstock.options import read_options
 
 State = dict[str, Any]
 
@@ -72,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str] | None = None) -> tuple[TrainConfig, State | None]:
     """The settings, and the checkpoint to go on from. Its settings hold where none are given beside --resume."""
-    config = tyro.cli(TrainConfig, args=arguments, config=(DisallowNone,), description=__doc__)
+    config = read_options(TrainConfig, __doc__, arguments)
     if config.resume is None:
         return config, None
     if config.resume == "auto" and config.out is None:
@@ -84,7 +83,7 @@ def parse(arguments: list[str] | None = None) -> tuple[TrainConfig, State | None
     state = load_checkpoint(path)
     saved = from_dict(state["config"])
     default = dataclasses.replace(saved, out=path.parent, resume=None)
-    config = tyro.cli(TrainConfig, args=arguments, config=(DisallowNone,), description=__doc__, default=default)
+    config = read_options(TrainConfig, __doc__, arguments, default=default)
     if config.stem == "auto":  # which the run has settled
         config = dataclasses.replace(config, stem=saved.stem)
     check_same_run(path, saved, config)

@@ -47,6 +47,7 @@ from penstock.loaders.sources.base import Source
 from penstock.loaders.threads import available_cpus
 from penstock.loaders.unfinished import Outcome, Skipped, Unfinished, unfinished
 from penstock.loaders.verify import verify
+from penstock.options import read_options
 
 
 def convert(
@@ -233,7 +234,7 @@ ALONE = {"join": {"overwrite"}, "inspect": set(), "verify": {"workers"}}  # and 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    config = tyro.cli(Config, args=arguments, description=__doc__)
+    config = read_options(Config, __doc__, arguments)
     _check_alone(config)
     if config.inspect:
         Console().print(describe(open_shard(config.inspect, keep_index=False)))

@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from tyro.conf import DisallowNone, Positional
+from tyro.conf import Positional
 
 from penstock.augment.draw import draw
 from penstock.augment.fused_cpu import run_slots
@@ -52,6 +52,7 @@ from penstock.loaders.progress import Bar, bar
 from penstock.loaders.skipped import ON_ERROR
 from penstock.loaders.sources import Source, open_source
 from penstock.loaders.threads import available_cpus
+from penstock.options import read_options
 
 LEVELS = 255  # the grey level that counts as 1
 UNIT = 1 << 64  # what one grey level is in sums over images, whose means are fractions
@@ -257,7 +258,7 @@ class Config:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    config = tyro.cli(Config, args=arguments, config=(DisallowNone,), description=__doc__)
+    config = read_options(Config, __doc__, arguments)
     source = open_source(config.source, config.split, class_list=config.class_list, limit=config.subset)
     begin = time.perf_counter()
     statistics = measure(source, size=config.size, workers=config.workers, on_error=config.on_error)

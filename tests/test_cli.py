@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from penstock import __version__, cli
 from penstock.errors import UserError
+from penstock.options import read_options
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -85,3 +87,28 @@ def test_doctor_names_the_extra_of_a_missing_loader(
     printed = capsys.readouterr().out
     assert "make install" in printed
     assert "torchvision" in printed
+
+
+def test_help_breaks_where_the_terminal_does(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Base:
+        size: int | None = None
+        """Side of the views in pixels;
+        default: the recipe's."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Base):
+        seed: int = 0
+        """Of everything."""
+
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        read_options(Config, "What it\ndoes.\n\n    python a.py\n    python b.py", ["--help"])
+    text = capsys.readouterr().out
+    assert "Side of the views in pixels; default: the recipe's. " in text
+    assert "Of everything. (default: 0)" in text
+    assert "(default: None)" not in text
+    assert "What it does." in text and "    python a.py\n    python b.py" in text
+    assert read_options(Config, None, ["--seed", "3"]) == Config(seed=3)

@@ -142,7 +142,7 @@ def test_files_that_run_by_path_see_the_package() -> None:
     """Their own folder must not be on the path, where engine/queue.py would shadow the standard library's."""
     for name, path in modules().items():
         source = path.read_text(encoding="utf-8")
-        if folder_of(name) and "run_command(main)" in source and "tyro" in source:
+        if folder_of(name) and "run_command(main)" in source and "read_options" in source:
             depth = len(path.relative_to(ROOT).parts) - 1
             assert f"sys.path[0] = str(Path(__file__).resolve().parents[{depth}])" in source, path
 

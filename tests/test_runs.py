@@ -12,7 +12,6 @@ from threading import Event
 from time import sleep
 
 import pytest
-import tyro
 
 from penstock.engine.config import TrainConfig
 from penstock.engine.runs import (
@@ -29,6 +28,7 @@ from penstock.engine.runs import (
     words_of,
 )
 from penstock.errors import UserError
+from penstock.options import read_options
 from tests.stub_engine import stub_engine
 
 RUN = Run(name="one", config=TrainConfig(epochs=3, batch=32))
@@ -173,7 +173,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 def test_settings_are_typed_as_they_are_read() -> None:
     config = TrainConfig(mochi=(4, 2, 2), drops=(0.5,), symmetric=True, sync_bn=False, data="cifar10:a b", lr=1e-5)
-    assert tyro.cli(TrainConfig, args=words_of(config)) == config
+    assert read_options(TrainConfig, None, words_of(config)) == config
     assert words_of(TrainConfig()) == []
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import tyro
 from torch import nn
 
 from penstock.augment import load_recipe
@@ -24,6 +23,7 @@ from penstock.engine.sweep import Config as SweepConfig
 from penstock.engine.systems import SYSTEMS, TABLES, Entry, Table
 from penstock.engine.systems.plan import plan
 from penstock.engine.systems.table import best_logistic, best_logistic_on_training, fall_of_loss
+from penstock.options import read_options
 
 LENGTHS = {"cifar10": 50_000, "cifar100": 50_000, "stl10": 5_000, "imagenet": 1_281_167, "imagenette": 9_469}
 IN_WORDS = {  # what R1's docstring writes otherwise than its tables
@@ -108,7 +108,7 @@ def test_the_commands_in_a_docstring_can_be_run(system: ModuleType) -> None:
     for file, *words in commands(system):
         match file:
             case "engine/sweep.py":
-                config = tyro.cli(SweepConfig, args=words)
+                config = read_options(SweepConfig, None, words)
                 assert config.table is not None
                 (cut if config.epochs else whole).add(config.table)
                 for cell in plan(TABLES[config.table], config, seeds=1, only=config.only):
@@ -118,13 +118,13 @@ def test_the_commands_in_a_docstring_can_be_run(system: ModuleType) -> None:
                         run = replace(run, queue=None)
                     completed(run, length=length)
             case "engine/train.py":
-                config = tyro.cli(TrainConfig, args=words)
+                config = read_options(TrainConfig, None, words)
                 check_choices(config)
                 completed(config)
             case "engine/evaluate/run.py":
                 evaluation.check(evaluation.parse(words))
             case "engine/search/run.py":
-                search.check(tyro.cli(search.Config, args=words))
+                search.check(read_options(search.Config, None, words))
             case _:
                 raise AssertionError(file)
     assert whole == {table.name for table in system.TABLES}
@@ -170,7 +170,7 @@ def test_a_run_can_be_trained_as_published(entry: Entry) -> None:
 @each_run
 def test_a_run_is_typed_as_it_is_meant(entry: Entry) -> None:
     config = TrainConfig(**entry.settings)
-    assert tyro.cli(TrainConfig, args=words_of(config)) == config
+    assert read_options(TrainConfig, None, words_of(config)) == config
 
 
 @each_run

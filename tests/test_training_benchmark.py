@@ -40,6 +40,7 @@ from penstock.engine.precision import Precision
 from penstock.engine.split_bn import SplitBatchNorm2d
 from penstock.errors import UserError
 from penstock.loaders import Loader, Views
+from penstock.options import read_options
 
 N, C, K, S = 4, 5, 12, 6
 CPU = torch.device("cpu")
@@ -66,7 +67,7 @@ def arguments(photos: Path, *more: str) -> list[str]:
 
 
 def setting(photos: Path, *more: str) -> Setting:
-    config = training.tyro.cli(training.Config, args=arguments(photos, *more))
+    config = read_options(training.Config, None, arguments(photos, *more))
     return training.prepare(config)
 
 
@@ -236,7 +237,7 @@ def test_end_to_end(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture)
 
 
 def line_up(photos: Path, *more: str) -> tuple[Lineup, list[str]]:
-    config = training.tyro.cli(training.Config, args=arguments(photos, *more))
+    config = read_options(training.Config, None, arguments(photos, *more))
     common = training.prepare(config)
     with ExitStack() as stack:
         lineup = Lineup(common, official=config.official, seconds=0.1, clock=Clock(Console(quiet=True)), stack=stack)

@@ -25,10 +25,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
-from tyro.conf import DisallowNone, Positional
+from tyro.conf import Positional
 
 from penstock.augment import Recipe, load_recipe
 from penstock.augment.executors import split_names
@@ -55,6 +54,7 @@ from penstock.errors import UserError, run_command
 from penstock.loaders import Source, open_source
 from penstock.loaders.skipped import ON_ERROR
 from penstock.machine import describe_machine, machine_line, versions
+from penstock.options import read_options
 
 FEATURES = ("backbone", "projection")
 END = 1 << 30  # an epoch after the last stage of any recipe
@@ -146,7 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str] | None = None) -> Config:
     """The settings. Those of a published protocol hold where none are given beside its name."""
-    config = tyro.cli(Config, args=arguments, config=(DisallowNone,), description=__doc__)
+    config = read_options(Config, __doc__, arguments)
     for field, finetuned in (("probe_augmented", False), ("finetune", True)):
         name = getattr(config, f"{field}_as")
         known = [name for name, settings in CLASSIFIERS.items() if settings.finetune == finetuned]
@@ -157,7 +157,7 @@ def parse(arguments: list[str] | None = None) -> Config:
         probe_augmented=CLASSIFIERS[config.probe_augmented_as],
         finetune=CLASSIFIERS[config.finetune_as],
     )
-    return tyro.cli(Config, args=arguments, config=(DisallowNone,), description=__doc__, default=default)
+    return read_options(Config, __doc__, arguments, default=default)
 
 
 def check(config: Config) -> list[str]:

@@ -27,8 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import tyro
-from tyro.conf import DisallowNone, Positional
+from tyro.conf import Positional
 
 from penstock.augment.recipe import IMAGENET_MEAN, IMAGENET_STD
 from penstock.engine.backbones import choose_stem
@@ -40,6 +39,7 @@ from penstock.engine.export.onnx import ONNX
 from penstock.engine.export.state_dicts import TIMM, TORCHVISION
 from penstock.errors import MissingExtra, UserError, run_command
 from penstock.files import write_whole
+from penstock.options import read_options
 
 FORMATS = {"torchvision": TORCHVISION, "timm": TIMM, "detectron2": DETECTRON2, "onnx": ONNX}
 ROUNDING = 1e-4  # of the largest feature: float32, summed in another order
@@ -66,7 +66,7 @@ class Config:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    config = tyro.cli(Config, args=arguments, config=(DisallowNone,), description=__doc__)
+    config = read_options(Config, __doc__, arguments)
     check_names(config.to)
     said = Said(arch=config.arch, width=config.width, stem=config.stem)
     trained = load_trained(config.checkpoint, said, torch.device("cpu"))

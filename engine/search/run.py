@@ -42,10 +42,8 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import tyro
 from rich.console import Console
 from rich.progress import Progress
-from tyro.conf import DisallowNone
 
 from penstock.engine.config import flag
 from penstock.engine.defaults import check_choices
@@ -57,10 +55,11 @@ from penstock.engine.search.search import Search
 from penstock.engine.search.study import PRUNERS
 from penstock.engine.signals import Interrupts
 from penstock.errors import MissingExtra, UserError, run_command
+from penstock.options import read_options
 
 
 def main(arguments: list[str] | None = None) -> int:
-    config = tyro.cli(Config, args=arguments, config=(DisallowNone,), description=__doc__)
+    config = read_options(Config, __doc__, arguments)
     check(config)
     words = sys.argv[1:] if arguments is None else arguments
     search = Search(config, command=["python", "engine/search/run.py", *words])

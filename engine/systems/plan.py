@@ -9,9 +9,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import tyro
-from tyro.conf import DisallowNone
-
 from penstock.engine.backbones import takes_width
 from penstock.engine.config import TrainConfig, flag
 from penstock.engine.defaults import complete
@@ -19,6 +16,7 @@ from penstock.engine.evaluate.classifier_config import PROTOCOLS as CLASSIFIERS
 from penstock.engine.runs import Evaluation, Run
 from penstock.engine.systems.table import Entry, Table
 from penstock.errors import UserError
+from penstock.options import read_options
 
 RATES = ("lr", "weight_decay")
 MANY = 1 << 30  # images, for which no default is cut
@@ -122,7 +120,7 @@ def _told(config: TrainConfig, train: str) -> TrainConfig:
     """The settings with those of --train; those of RATES only if they are among them."""
     blank: dict[str, Any] = dict.fromkeys(RATES)
     words = split_words("--train", train)
-    told = tyro.cli(TrainConfig, args=words, config=(DisallowNone,), default=replace(config, **blank), prog="--train")
+    told = read_options(TrainConfig, None, words, default=replace(config, **blank), prog="--train")
     for name in ("seed", "out", "resume"):
         if getattr(told, name) != getattr(config, name):
             raise UserError(f"--train {train!r}: {flag(name)} is what the sweep gives each of its runs: leave it out")
