@@ -28,7 +28,7 @@ if __name__ == "__main__":  # run by path: see the package, not this folder (who
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -90,18 +90,14 @@ class Config:
     seconds: float = 0.1
     """Length of one measurement, at least; on a GPU, 1 leaves less to chance."""
     quick: bool = False
-    """Only see that all runs: two photographs, views of 32 pixels, two passes each."""
+    """Only see that all runs: where nothing else is said, two photographs, views of 32 pixels, two passes each."""
     json: Path | None = None
     """Write all that was measured, with machine, versions and command, to this file."""
     plot: Path | None = None
     """Draw the bars into this picture (.png, .svg or .pdf)."""
 
-    def hurried(self) -> Config:
-        """With the settings of --quick, if it was given."""
-        if not self.quick:
-            return self
-        few = self.gpu_images or 4
-        return replace(self, images=2, gpu_images=few, size=self.size or 32, repeats=2, seconds=0.0)
+
+QUICK = Config(quick=True, images=2, gpu_images=4, size=32, repeats=2, seconds=0.0)
 
 
 def check(config: Config) -> None:
@@ -215,7 +211,7 @@ def race(case: Case, config: Config, progress: Progress) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the comparison. Returns 1 where a contender failed; one that cannot run here is no failure."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    config = read_options(Config, __doc__, arguments).hurried()
+    config = read_options(Config, __doc__, arguments, default=QUICK if "--quick" in arguments else None)
     check(config)
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else WIDTH)
     device = gpu_device()

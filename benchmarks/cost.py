@@ -1,5 +1,6 @@
 """What negatives cost: MoCo's memory and time against end-to-end training, at equal and growing batch.
 
+    python benchmarks/cost.py --quick
     python benchmarks/cost.py                                            # some minutes on two CPU cores
     python benchmarks/cost.py --json cost.json --plot cost.png
     python benchmarks/cost.py --arch resnet50 --width 64 --size 224 --batches 8 16 32 --rounds 1
@@ -75,6 +76,8 @@ class Config:
     """auto, cpu, cuda or cuda:N."""
     rounds: int = 3
     """Measurements of each row; the median counts."""
+    quick: bool = False
+    """A look: where nothing else is said, one round, batches of 32 and 64, queues of 1024 and 65536."""
     json: Path | None = None
     """Write all that was measured, with machine, versions and command, to this file."""
     plot: Path | None = None
@@ -85,6 +88,9 @@ class Config:
         names = ("arch", "width", "stem", "size", "amp", "device")
         about = {"mechanism": mechanism, "batch": batch, "queue": queue and queue // batch * batch}
         return about | {name: getattr(self, name) for name in names}
+
+
+QUICK = Config(quick=True, batches=(32, 64), queues=(1024, 65536), rounds=1)
 
 
 @dataclass(kw_only=True)
@@ -173,7 +179,7 @@ def measure_once(row: Row) -> None:
 
 def settings_of(config: Config, rows: list[Row]) -> dict[str, Any]:
     """What was measured, as the JSON holds it."""
-    names = ("batches", "queues", "arch", "width", "stem", "size", "rounds")
+    names = ("batches", "queues", "arch", "width", "stem", "size", "rounds", "quick")
     done = next((row.repeats[0] for row in rows if row.repeats), {})
     return {name: getattr(config, name) for name in names} | {
         name: done.get(name) for name in ("device", "precision", "threads")
@@ -183,7 +189,7 @@ def settings_of(config: Config, rows: list[Row]) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     """Measure and report. Returns 1 where a row failed."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    config = read_options(Config, __doc__, arguments)
+    config = read_options(Config, __doc__, arguments, default=QUICK if "--quick" in arguments else None)
     check(config)
     rows = plan(config)
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)

@@ -141,7 +141,8 @@ def title(settings: dict[str, Any]) -> str:
     width = f" of width {settings['width']}" * takes_width(settings["arch"])
     where = f"{settings['device']}, {settings['precision']}"
     threads = f", {settings['threads']} thread{'s' * (settings['threads'] != 1)}" if settings["device"] == "cpu" else ""
-    return f"{settings['arch']}{width}, views of {settings['size']} px; {where}{threads}"
+    quick = "--quick: " * settings["quick"]
+    return f"{quick}{settings['arch']}{width}, views of {settings['size']} px; {where}{threads}"
 
 
 def table(report: dict[str, Any]) -> Table:

@@ -1,5 +1,6 @@
 """Every method trained alike for a few minutes: does it learn, does it collapse, what does it cost.
 
+    python benchmarks/methods.py --quick
     python benchmarks/methods.py                                        # on the embedded images
     python benchmarks/methods.py --data cifar10 --subset 5000 --epochs 60 --json methods.json --plot methods.png
 
@@ -31,9 +32,10 @@ from rich.console import Console
 from rich.table import Table
 
 from penstock.benchmarks.results import check_places, write_results
+from penstock.counts import counted
 from penstock.engine.config import TrainConfig
 from penstock.engine.csv_log import read_csv
-from penstock.engine.data import labelled_images
+from penstock.engine.data import labelled_images, why_none
 from penstock.engine.defaults import METHODS, check_choices, complete
 from penstock.engine.in_turn import InTurn
 from penstock.engine.runs import Run, check_same, read_run
@@ -67,12 +69,18 @@ class Config:
     """Further settings for every run, typed as --train="--optimizer adamw --recipe simclr"."""
     jobs: int = 1
     """Runs at a time; each has its share of the CPUs."""
+    quick: bool = False
+    """A look: where nothing else is said, two epochs of 500 images in batches of 64 with a network of width 8, two
+    runs at a time, in runs/methods-quick."""
     out: Path = Path("runs/methods")
     """Folder of the runs."""
     json: Path | None = None
     """Write the table, with machine, versions and command, to this file."""
     plot: Path | None = None
     """Draw the table into this picture (.png, .svg or .pdf)."""
+
+
+QUICK = Config(quick=True, subset=500, epochs=2, batch=64, width=8, jobs=2, out=Path("runs/methods-quick"))
 
 
 def check(config: Config) -> None:
@@ -98,10 +106,8 @@ def check_run(run: Run, folder: Path) -> None:
     source = open_source(run.config.data, run.config.split, class_list=run.config.class_list, limit=run.config.subset)
     completed = complete(run.config, source=source.name, length=len(source), world=1)
     if labelled_images(completed, source) is None:
-        raise UserError(
-            f"--data {run.config.data}: kNN needs labels and a validation split, and these have none: choose other"
-            ' data, or name labelled images of the same classes, as in --train="--val-data FOLDER"'
-        )
+        why = why_none(completed, source, option='--train="--val-data FOLDER"')
+        raise UserError(f"kNN, which the table is of, needs labels: {why}")
 
 
 def run_of(config: Config, method: str) -> Run:
@@ -151,8 +157,8 @@ def title(report: dict[str, Any]) -> str:
     settings = report["settings"]
     cut = f" cut to {settings['subset']:,} images" if settings["subset"] else ""
     network = f"{settings['arch']} of width {settings['width']}, {settings['stem']} stem"
-    data = settings["data"].partition(":")[0]
-    return f"{data}{cut}, {settings['epochs']} epochs of batch {settings['batch']}, {network}"
+    data = "--quick: " * settings["quick"] + settings["data"].partition(":")[0]
+    return f"{data}{cut}, {counted(settings['epochs'], 'epoch')} of batch {settings['batch']}, {network}"
 
 
 def table(report: dict[str, Any]) -> Table:
@@ -183,7 +189,8 @@ def draw_chart(report: dict[str, Any], path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    config = read_options(Config, __doc__, arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    config = read_options(Config, __doc__, arguments, default=QUICK if "--quick" in arguments else None)
     check(config)
     console = Console()
     runs = [run_of(config, method) for method in config.methods]
@@ -193,7 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + turn.interrupts.received
     if turn.failed:
         raise UserError("\n".join(turn.failed.values()))
-    report = report_of(config, sys.argv[1:] if arguments is None else arguments)
+    report = report_of(config, arguments)
     console.print(table(report))
     write_results(report, draw_chart, json_file=config.json, plot=config.plot)
     return 0

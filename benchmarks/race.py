@@ -17,6 +17,7 @@ from penstock.benchmarks.peers import PEERS
 from penstock.benchmarks.plan import Table
 from penstock.benchmarks.rival import Rival, Row
 from penstock.benchmarks.storages import forget
+from penstock.counts import counted
 
 IMPORT_SECONDS, START_SECONDS, COLD_SECONDS = 3.0, 5.0, 90.0  # what they usually take, for the progress bar
 OVERHEAD = 2.5  # a measurement takes so many times its length: batches that are passed over, prefetch that fills again
@@ -104,7 +105,7 @@ def tune(rival: Rival, cpus: int, seconds: float, clock: Clock) -> None:
     """Leave a row with the number of workers at which it is fastest."""
     row = rival.row
     for count in sorted(worker_counts(cpus), key=lambda count: count != row.workers):  # first the one that it has
-        clock.step(f"{row.loader} with {count} workers", START_SECONDS + OVERHEAD * seconds / 2)
+        clock.step(f"{row.loader} with {counted(count, 'worker')}", START_SECONDS + OVERHEAD * seconds / 2)
         if count != row.workers:
             rival.warm(count)
             rival.settle()

@@ -46,15 +46,14 @@ from penstock.loaders.pipeline import compile_views
 from penstock.loaders.threads import available_cpus
 from penstock.options import read_options
 
-SAMPLES, QUICK_SAMPLES = (10_000, 100_000, 1_280_000, 100_000_000), (1_000, 10_000)
 FEWEST, SMALL = 100, 64  # samples of a set, and of the one that each process opens before the clock starts
 BATCHES = 16  # of an epoch, at least: smaller sets have smaller batches
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    samples: tuple[int, ...] | None = None
-    """Numbers of samples; if not given, 10000 100000 1280000 100000000."""
+    samples: tuple[int, ...] = (10_000, 100_000, 1_280_000, 100_000_000)
+    """Numbers of samples."""
     contenders: tuple[str, ...] = ("all",)
     """Whose cost: ffcv, resident, webdataset, folder (ours), ffcv-package, torchvision, or all."""
     data: str = "shapes"
@@ -65,12 +64,12 @@ class Config:
     """Images in a batch."""
     workers: int | None = None
     """Threads of a loader; if not given, as many as there are CPUs."""
-    seconds: float | None = None
-    """Length of a measurement of the rate; if not given, 2."""
-    repeats: int | None = None
-    """Fresh processes for each figure, the median counts; if not given, 3."""
+    seconds: float = 2.0
+    """Length of a measurement of the rate."""
+    repeats: int = 3
+    """Fresh processes for each figure, the median counts."""
     quick: bool = False
-    """Thousands of samples instead of millions, one process each: half a minute."""
+    """A look, half a minute: where nothing else is said, thousands of samples instead of millions, one process each."""
     scratch: Path | None = None
     """Folder for the sets; if not given, the system's for temporary files."""
     json: Path | None = None
@@ -80,19 +79,11 @@ class Config:
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        return tuple(sorted(set(self.samples or (QUICK_SAMPLES if self.quick else SAMPLES))))
+        return tuple(sorted(set(self.samples)))
 
     @property
     def chosen(self) -> list[str]:
         return [name for name in CONTENDERS if name in self.contenders or "all" in self.contenders]
-
-    @property
-    def rate_seconds(self) -> float:
-        return self.seconds or (0.2 if self.quick else 2.0)
-
-    @property
-    def processes(self) -> int:
-        return self.repeats or (1 if self.quick else 3)
 
     @property
     def threads(self) -> int:
@@ -101,11 +92,10 @@ class Config:
     def settings(self) -> dict[str, Any]:
         """What decides the figures."""
         given = {key: value for key, value in asdict(self).items() if key not in ("json", "plot", "scratch")}
-        chosen = {
-            "samples": self.numbers, "contenders": self.chosen, "workers": self.threads,
-            "seconds": self.rate_seconds, "repeats": self.processes,
-        }  # fmt: skip
-        return given | chosen
+        return given | {"samples": self.numbers, "contenders": self.chosen, "workers": self.threads}
+
+
+QUICK = Config(quick=True, samples=(1_000, 10_000), seconds=0.2, repeats=1)
 
 
 def check(config: Config) -> None:
@@ -157,14 +147,14 @@ def written(kind: str, samples: int, source: Source, config: Config) -> Iterator
 
 def measure(rows: list[Row], source: Source, config: Config, progress: Progress) -> None:
     """Fill the rows. One that fails keeps the reason, and the others go on."""
-    task = progress.add_task("", total=len(rows) * (1 + config.processes))
+    task = progress.add_task("", total=len(rows) * (1 + config.repeats))
     for kind, samples in dict.fromkeys((CONTENDERS[row.contender].kind, row.samples) for row in rows):
         progress.update(task, description=f"writing {samples:,} samples as {kind}")
         with written(kind, SMALL, source, config) as small, written(kind, samples, source, config) as path:
             for row in rows:
                 if (CONTENDERS[row.contender].kind, row.samples) == (kind, samples):
                     progress.update(task, description=f"{row.contender}, {samples:,} samples", advance=1)
-                    for _ in range(config.processes):
+                    for _ in range(config.repeats):
                         probe(row, path, small, config)
                         progress.advance(task)
             progress.update(task, description=f"deleting {samples:,} samples")
@@ -178,7 +168,7 @@ def probe(row: Row, path: Path, small: Path, config: Config) -> None:
     asked = {
         "contender": row.contender, "loader": contender.loader, "path": str(path), "small": str(small),
         "batch": max(1, min(config.batch, row.samples // BATCHES)), "size": config.size,
-        "threads": config.threads, "seconds": config.rate_seconds,
+        "threads": config.threads, "seconds": config.seconds,
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-P", "-m", "penstock.benchmarks.scale_probe", json.dumps(asked)],
@@ -205,7 +195,7 @@ def compile_all() -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark. Returns 1 where a row failed; one whose package is not installed is no failure."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    config = read_options(Config, __doc__, arguments)
+    config = read_options(Config, __doc__, arguments, default=QUICK if "--quick" in arguments else None)
     check(config)
     console = Console(highlight=False)
     source = open_source(config.data)

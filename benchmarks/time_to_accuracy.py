@@ -1,5 +1,6 @@
 """Minutes of training until a published kNN accuracy on CIFAR-10 is reached.
 
+    python benchmarks/time_to_accuracy.py --quick                                               # on embedded images
     python benchmarks/time_to_accuracy.py --json time.json --plot time.png                      # on a GPU, in full
     python benchmarks/time_to_accuracy.py --rows original --minutes 20                          # as far as that goes
     python benchmarks/time_to_accuracy.py --subset 2000 --epochs 4 --width 8 --stem half --batch 128      # on a CPU
@@ -40,6 +41,7 @@ from tyro.conf import Suppress
 
 from penstock.benchmarks.results import check_places, write_results
 from penstock.benchmarks.time_to_accuracy_report import REFERENCES, draw_chart, figures, machine_made, minutes_of, show
+from penstock.counts import counted
 from penstock.engine.csv_log import read_csv
 from penstock.engine.defaults import CHOICES
 from penstock.engine.runs import REFUSED, Place, Run, RunFailed, carry_out, epochs_done, is_finished, read_run
@@ -77,12 +79,21 @@ class Config(Cut):
     """Epochs between two kNN evaluations; the last epoch has one in any case."""
     minutes: float | None = None
     """Stop a row when it has trained for so long, at the end of an epoch or some steps later; more minutes go on."""
+    quick: bool = False
+    """A look: where nothing else is said, 1000 embedded images, two epochs (moco: eight) in batches of 64, kNN after
+    each, a network of width 8, nothing compiled, in runs/time-to-accuracy-quick."""
     out: Path = Path("runs/time-to-accuracy")
     """Folder of the runs."""
     json: Path | None = None
     """Write the report, with machine, versions and command, to this file."""
     plot: Path | None = None
     """Draw kNN over the minutes into this picture (.png, .svg or .pdf)."""
+
+
+QUICK = Config(
+    quick=True, data="shapes", subset=1000, epochs=2, batch=64, width=8, stem="half", compile="off", knn_every=1,
+    out=Path("runs/time-to-accuracy-quick"),
+)  # fmt: skip
 
 
 def check(config: Config) -> None:
@@ -205,7 +216,7 @@ def _train_one(run: Run, folder: Path, watch: Watch) -> None:
         carry_out(
             run, folder, place=Place(), stop=watch.stop, watch=lambda _: watch.look(), waits=lambda: watch.say(waits)
         )
-    done = f"{epochs_done(folder)} of {run.config.epochs} epochs"
+    done = f"{epochs_done(folder)} of {counted(run.config.epochs or 0, 'epoch')}"
     if is_finished(folder):
         watch.say("finished")
     elif watch.interrupts.received:
@@ -244,27 +255,28 @@ def report_of(sweep: Sweep, command: list[str]) -> dict[str, Any]:
     """What the JSON holds: every figure, and all it takes to trace it; no path of this machine."""
     name = sweep.source.name.removesuffix("-train")
     cells = [replace(cell, entry=published(cell.entry.row[0])[1]) for cell in sweep.cells]
+    quick = "--quick: " * ("--quick" in command)
     trained = header(gather(sweep.table, cells, sweep.folder, data=name, images=len(sweep.source)))
     rows = [report_row(cell, sweep.folder(cell.runs[0].name), len(sweep.source)) for cell in sweep.cells]
     return {
         "benchmark": "time_to_accuracy",
         **provenance(shlex.join(["python", "benchmarks/time_to_accuracy.py", *command])),
-        "trained": "; ".join([trained, *machine_made(rows)]),
+        "trained": quick + "; ".join([trained, *machine_made(rows)]),
         "rows": rows,
         "references": [reference._asdict() for reference in REFERENCES],
     }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    config = read_options(Config, __doc__, arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    config = read_options(Config, __doc__, arguments, default=QUICK if "--quick" in arguments else None)
     check(config)
     sweep = plan(config)
     sweep.check()
-    command = sys.argv[1:] if arguments is None else arguments
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
     def write() -> dict[str, Any]:
-        report = report_of(sweep, command)
+        report = report_of(sweep, arguments)
         write_results(report, draw_chart, json_file=config.json, plot=config.plot)
         return report
 

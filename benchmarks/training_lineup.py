@@ -21,6 +21,7 @@ from penstock.benchmarks.training_steps import (
     penstock_step,
 )
 from penstock.benchmarks.worker import PREFETCHED
+from penstock.counts import counted
 from penstock.engine.data import build_loader, threads
 from penstock.engine.distributed import Team
 from penstock.engine.precision import Precision
@@ -133,7 +134,7 @@ class Lineup:
         counts, tried = worker_counts(available_cpus()), {}
         self.clock.expect(len(counts) * TRYING * self.seconds)
         for count in counts:
-            self.clock.step(f"torchvision with {count} workers", TRYING * self.seconds)
+            self.clock.step(f"torchvision with {counted(count, 'worker')}", TRYING * self.seconds)
             tried[count] = self._try(count)
         return self._feed(TORCHVISION, max(tried, key=lambda count: tried[count])), tried
 

@@ -27,7 +27,7 @@ from penstock.errors import UserError
 
 # What a checkpoint's tensors, or its place in the order of samples, depend on.
 FIXED = ("method", "arch", "width", "stem", "head", "head_layers", "hidden", "dim", "predictor", "prototypes", "queue",
-         "optimizer", "data", "split", "subset", "order", "seed")  # fmt: skip
+         "optimizer", "data", "split", "subset", "order", "seed", "init")  # fmt: skip
 
 
 @dataclass

@@ -126,6 +126,9 @@ class TrainConfig:
     """sgd, lars (for batches of thousands), adam or adamw; default: the method's."""
     lr: float | None = None
     """Peak learning rate, taken as it is; default: the method's, times batch / 256 for larger ones; 0.001 (Adam)."""
+    bias_lr_ratio: float | None = None
+    """LARS: the learning rate of biases and normalisation, as a multiple of the others'; default: 1 (barlow-twins:
+    .024)."""
     sgd_momentum: float = 0.9
     """Momentum of SGD and LARS."""
     weight_decay: float | None = None
@@ -212,6 +215,7 @@ class CompleteConfig(TrainConfig):
     batch: int
     optimizer: str
     lr: float
+    bias_lr_ratio: float
     weight_decay: float
     schedule: str
     warmup_epochs: float
@@ -232,7 +236,8 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
 def from_dict(values: dict[str, Any]) -> TrainConfig:
     """The settings that `to_dict` wrote; what this version does not know is left out."""
     known = {field.name: field.type for field in dataclasses.fields(TrainConfig)}
-    parsed = {name: value for name, value in values.items() if name in known}
+    parsed: dict[str, Any] = {"bias_lr_ratio": 1.0}  # as runs had it before there was a choice
+    parsed |= {name: value for name, value in values.items() if name in known}
     for name, value in parsed.items():
         if value is not None and str(known[name]).startswith("Path"):
             parsed[name] = Path(value)

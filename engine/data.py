@@ -94,10 +94,7 @@ def build_evaluation(config: CompleteConfig, source: Source, recipe: Recipe, tea
     images = labelled_images(config, source) if config.knn_every or config.logistic_every else None
     if images is None:
         if config.keep_best:
-            raise UserError(
-                f"--keep-best {config.keep_best}: {config.data} has no labels or no validation split to find it by:"
-                " leave it out, or name labelled images by --val-data"
-            )
+            raise UserError(f"--keep-best {config.keep_best}: {why_none(config, source)}, or leave --keep-best out")
         return None
     train, val = images
     plain, classes = plain_view(config.size, recipe), len(train.classes)
@@ -118,11 +115,16 @@ def build_evaluation(config: CompleteConfig, source: Source, recipe: Recipe, tea
     return OnlineEvaluation(protocols=protocols, val=show(val, plain), epochs=config.epochs)
 
 
+def _labelled_training(config: CompleteConfig, source: Source) -> Source:
+    """The labelled images of the training split, whichever split is trained on."""
+    train = source if config.split == "train" else open_source(config.data, "train", class_list=config.class_list)
+    return labelled(train)
+
+
 def labelled_images(config: CompleteConfig, source: Source) -> tuple[Source, Source] | None:
     """Of the training set and of the validation set, of the same classes; None where one of them has none."""
     val = open_validation(config.data, val_data=config.val_data, class_list=config.class_list)
-    train = source if config.split == "train" else open_source(config.data, "train", class_list=config.class_list)
-    train = labelled(train)
+    train = _labelled_training(config, source)
     if val is None or not len(train):
         return None
     remedy = "choose another --val-data, or --knn-every 0 --logistic-every 0"
@@ -133,3 +135,11 @@ def labelled_images(config: CompleteConfig, source: Source) -> tuple[Source, Sou
             " tells classes apart: leave it out"
         )
     return train, val
+
+
+def why_none(config: CompleteConfig, source: Source, *, option: str = "--val-data FOLDER") -> str:
+    """Why there are no `labelled_images`, and what to do; `option`: what brings a command validation images."""
+    if not len(_labelled_training(config, source)):
+        unlabelled = f"{config.data} has no labels, and --val-data brings none to its training images"
+        return f"{unlabelled}: sort them into class folders"
+    return f"{config.data} has no labelled validation split: name images of the same classes with {option}"

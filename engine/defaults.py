@@ -11,6 +11,7 @@ from typing import Any
 
 from penstock.augment import load_recipe
 from penstock.augment.executors import EXECUTORS, fallback_opcodes, split_names
+from penstock.counts import counted
 from penstock.engine.backbones import choose_stem, takes_width
 from penstock.engine.config import CompleteConfig, TrainConfig, flag
 from penstock.engine.methods.heads import HEADS
@@ -43,9 +44,9 @@ METHODS: dict[str, Settings] = {
         "recipe": "simclr", "base_lr": 0.3, "temperature": 0.1, "head": "mlp-bn-all", "head_layers": 2, "hidden": 0,
         "dim": 128, "weight_decay": 1e-6,
     },
-    "barlow-twins": _LARS | {  # Zbontar et al. 2021, section 2.2, who give biases a learning rate of their own
-        "recipe": "byol", "base_lr": 0.2, "redundancy": 5e-3, "head": "mlp-bn", "head_layers": 3, "hidden": 8192,
-        "dim": 8192, "weight_decay": 1.5e-6,
+    "barlow-twins": _LARS | {  # Zbontar et al. 2021, section 2.2: .2 for weights, .0048 for biases and normalisation
+        "recipe": "byol", "base_lr": 0.2, "bias_lr_ratio": 0.024, "redundancy": 5e-3, "head": "mlp-bn",
+        "head_layers": 3, "hidden": 8192, "dim": 8192, "weight_decay": 1.5e-6,
     },
     "simsiam": _SGD | {  # Chen & He 2021, section 3
         "recipe": "moco-v2", "base_lr": 0.05, "head": "mlp-bn-all", "head_layers": 3, "hidden": 2048, "dim": 2048,
@@ -90,7 +91,7 @@ DATA: dict[str, Settings] = {
 DATA["cifar100"] = DATA["cifar10"]
 
 # For every method: what none of the tables above has.
-COMMON: Settings = {"stem": "auto", "knn_every": 1, "weight_decay": 1e-4}
+COMMON: Settings = {"stem": "auto", "knn_every": 1, "weight_decay": 1e-4, "bias_lr_ratio": 1.0}
 # Epochs, and the share of a shorter run: LARS warms up; SwAV's queue is not used yet; its prototypes stay as they are.
 BEGINNINGS = {"warmup_epochs": (10.0, 0.1), "queue_start": (15.0, 0.1), "frozen": (1.0, 0.05)}
 BASE_LR = {"sgd": 0.03, "lars": 0.3, "adam": 1e-3, "adamw": 1e-3}  # of an optimizer that is not the method's own
@@ -111,8 +112,8 @@ CHOICES = {
     "keep_best": ("knn", "logistic"),
 }
 POSITIVE = ("subset", "size", "first_size", "temperature", "epsilon", "prototypes", "dim", "predictor", "head_layers",
-            "bn_splits", "width", "epochs", "batch", "accumulate", "lr", "log_every", "save_every",
-            "checkpoint_steps", "knn_k", "knn_temperature", "workers")  # fmt: skip
+            "bn_splits", "width", "epochs", "batch", "accumulate", "lr", "bias_lr_ratio", "log_every",
+            "save_every", "checkpoint_steps", "knn_k", "knn_temperature", "workers")  # fmt: skip
 NOT_NEGATIVE = ("queue", "queue_start", "frozen", "redundancy", "hidden", "weight_decay", "warmup_epochs", "final_lr",
                 "knn_every", "logistic_every", "seed")  # fmt: skip
 SHARES = ("debias", "momentum", "sgd_momentum")
@@ -212,6 +213,8 @@ def _of_tables(config: TrainConfig, data: str) -> Settings:
     optimizer: str = config.optimizer or of_data.get("optimizer") or values["optimizer"]
     if optimizer != values["optimizer"]:
         values |= {"base_lr": BASE_LR[optimizer], "weight_decay": COMMON["weight_decay"]}
+    if optimizer != "lars":
+        values["bias_lr_ratio"] = 1.0
     if optimizer != of_data.get("optimizer"):
         of_data.pop("lr", None)
     if own.get("queue", 0) is not None:  # the data's is for those whose length depends on them
@@ -241,17 +244,18 @@ def _default_queue(length: int, keys: int) -> int:
 def _check_sizes(config: CompleteConfig, length: int, world: int) -> None:
     batch, parts = config.batch, config.accumulate
     if batch > length:
-        raise UserError(f"--batch {batch} is larger than the data ({length} images): use --batch {length} or less")
+        images = counted(length, "image")
+        raise UserError(f"--batch {batch} is larger than the data ({images}): use --batch {length} or less")
     if batch % world:
         raise UserError(f"--batch {batch} does not divide among {world} ranks: use a multiple of {world}")
     if (batch // world) % parts:
         raise UserError(
-            f"--accumulate {parts} does not divide the batch ({batch // world} images"
+            f"--accumulate {parts} does not divide the batch ({counted(batch // world, 'image')}"
             f"{' on each rank' if world > 1 else ''}): use another number of parts, or another --batch"
         )
     if (batch // world // parts) % config.bn_splits:
         raise UserError(
-            f"--bn-splits {config.bn_splits} does not divide the batch ({batch // world // parts} images"
+            f"--bn-splits {config.bn_splits} does not divide the batch ({counted(batch // world // parts, 'image')}"
             f"{' on each rank' if world > 1 else ''}{' in each part' if parts > 1 else ''}): use --bn-splits 1, or"
             " another --batch"
         )
@@ -264,9 +268,15 @@ def _check_sizes(config: CompleteConfig, length: int, world: int) -> None:
     for field in BEGINNINGS:
         value = getattr(config, field)
         if value is not None and value >= config.epochs:
-            raise UserError(f"{flag(field)} {value:g}: the run is over after {config.epochs} epochs: use fewer")
+            all_of_it = counted(config.epochs, "epoch")
+            raise UserError(f"{flag(field)} {value:g}: the run is over after {all_of_it}: use fewer")
     if config.final_lr > config.lr:
         raise UserError(f"--final-lr {config.final_lr:g} is more than --lr {config.lr:g}: a learning rate only falls")
+    if config.bias_lr_ratio != 1 and config.optimizer != "lars":
+        raise UserError(
+            f"--bias-lr-ratio {config.bias_lr_ratio:g} is a setting of LARS, and this run's optimizer is"
+            f" {config.optimizer}: leave it out, or add --optimizer lars"
+        )
     if config.first_size is not None and config.epochs < 2:
         raise UserError(
             f"--first-size {config.first_size}: one epoch has no time to grow: leave it out, or add --epochs"

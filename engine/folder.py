@@ -9,6 +9,7 @@ import shlex
 import time
 from pathlib import Path
 
+from penstock.counts import counted
 from penstock.engine.backbones import choose_stem, takes_width
 from penstock.engine.config import CompleteConfig, TrainConfig, to_dict
 from penstock.engine.method import Method
@@ -54,7 +55,7 @@ def write_about(
     stem = choose_stem(config.stem, config.size)
     built = f" of width {config.width}, {stem} stem" if takes_width(config.arch) else ""
     about: dict[str, object] = {
-        "source": f"{source.name}, {len(source):,} images",
+        "source": f"{source.name}, {counted(len(source), 'image')}",
         "network": f"{config.arch}{built}, {parameters / 1e6:.1f} M parameters",
         "precision": str(precision),
         "recipe": str(loader.recipe),

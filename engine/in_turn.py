@@ -6,6 +6,7 @@ process leaves at once, and those that save are waited for by whoever starts the
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -18,6 +19,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from penstock.counts import counted
 from penstock.engine.runs import PAUSE, REFUSED, Place, Run, RunFailed, carry_out, epochs_done, is_finished
 from penstock.engine.signals import Interrupts
 from penstock.loaders.threads import available_cpus
@@ -51,7 +53,8 @@ class InTurn:
         self.failed: dict[str, str] = {}
         self.interrupts = Interrupts()
         self.stop, self.places, self.lock = Event(), _places(jobs), Lock()
-        self.progress = Progress(console=console, disable=not console.is_terminal)
+        # The time left is reckoned from all epochs so far: of rich's last 30 s, few runs have two
+        self.progress = Progress(console=console, disable=not console.is_terminal, speed_estimate_period=math.inf)
 
     def carry_out(self) -> bool:
         """All runs that are not finished yet. Returns False where it was stopped before the last of them was over.
@@ -84,7 +87,8 @@ class InTurn:
         total = sum(run.config.epochs or 0 for run in self.runs)
         self.done = {run.name: epochs_done(self.folder(run.name)) for run in left}
         before = total - sum((run.config.epochs or 0) - self.done[run.name] for run in left)
-        self.overall = self.progress.add_task(f"{len(self.runs)} runs, epochs", total=total, completed=before)
+        runs = counted(len(self.runs), "run")
+        self.overall = self.progress.add_task(f"{runs}, epochs", total=total, completed=before)
 
     def _one(self, run: Run) -> None:
         """Carry out a run, when there is a place for it."""
@@ -110,7 +114,7 @@ class InTurn:
             self.places.put(place)
 
     def _show(self, run: Run, bar: TaskID, epochs: int) -> None:
-        self.progress.advance(self.overall, epochs - self.done[run.name])
+        self.progress.update(self.overall, advance=epochs - self.done[run.name])
         self.progress.update(bar, completed=epochs)
         self.done[run.name] = epochs
 

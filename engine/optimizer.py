@@ -13,8 +13,14 @@ from penstock.engine.method import Method
 
 
 def build_optimizer(config: CompleteConfig, method: Method) -> torch.optim.Optimizer:
-    """The optimizer of a completed configuration, over the method's parameters that take gradients."""
+    """The optimizer of a completed configuration, over the method's parameters that take gradients.
+
+    Each group's learning rate is `ratio` times the configuration's.
+    """
     groups = parameter_groups(method, apart=config.optimizer == "lars")
+    for group in groups:
+        group["ratio"] = 1.0 if group["adapted"] else config.bias_lr_ratio
+        group["lr"] = config.lr * group["ratio"]
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "lars":
         return LARS(groups, momentum=config.sgd_momentum, **common)
@@ -45,7 +51,7 @@ def parameter_groups(method: Method, *, apart: bool) -> list[dict[str, Any]]:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give it to every group that follows the schedule."""
+    """Give it to every group that follows the schedule, by the group's `ratio`."""
     for group in optimizer.param_groups:
         if group["scheduled"]:
-            group["lr"] = lr
+            group["lr"] = lr * group["ratio"]

@@ -149,8 +149,9 @@ def _charts(steps: list[Row], epochs: list[Row]) -> str:
         points = [(row["epoch"], row[name]) for row in epochs if name in row]
         made.append(chart(title, points, x_label="epoch", marks=len(points) <= MARKED, floor=0.0))
     titles = {
-        "loss": "Loss", "accuracy": "Accuracy of the contrastive task", "lr": "Learning rate",
+        "loss": "Loss", "accuracy": "Contrastive accuracy: share whose positive is nearest", "lr": "Learning rate",
         "images_per_s": "Images per second (each with all its views)", "wait_share": "Share of time waiting for data",
+        "std": "std of embeddings: 1 over the sphere, 0 collapsed",
     }  # fmt: skip
     floors = {"lr": 0.0, "images_per_s": 0.0, "wait_share": 0.0}
     for name in (key for key in (steps[0] if steps else {}) if key not in ("step", "epoch")):

@@ -29,7 +29,8 @@ from rich.table import Table as RichTable
 from tyro.conf import Positional
 
 from penstock.augment import load_recipe
-from penstock.engine.data import labelled_images
+from penstock.counts import counted
+from penstock.engine.data import labelled_images, why_none
 from penstock.engine.defaults import check_choices, complete
 from penstock.engine.evaluate import run as evaluation
 from penstock.engine.in_turn import InTurn
@@ -78,7 +79,7 @@ class Sweep:
         self.cells = plan(table, config, seeds=config.seeds or table.seeds, only=config.only)
         elsewhere = (config.data or "").partition(":")[0] not in ("", self.cells[0].entry.settings["data"])
         if config.subset or elsewhere:
-            self.cells = fitting(self.cells, len(self.source))
+            self.cells = fitting(self.cells, config.subset or len(self.source))
         self.runs = list({run.name: run for cell in self.cells for run in cell.runs}.values())
 
     @cached_property
@@ -108,22 +109,20 @@ class Sweep:
             self._check_images()
 
     def _check_images(self) -> None:
+        source = self.source
         for run in self.runs:
             try:
-                config = complete(run.config, source=self.source.name, length=len(self.source), world=1)
+                config = complete(run.config, source=source.name, length=len(source), world=1)
                 load_recipe(config.recipe, size=config.size)
             except UserError as error:
                 raise UserError(f'{run.name}: {error}; what has no flag here is typed as --train="…"') from None
-        if self.table.classes and len(self.source.classes) > self.table.classes:
+        if self.table.classes and len(source.classes) > self.table.classes:
             raise UserError(
-                f"--data {config.data}: has {len(self.source.classes)} classes, and {self.table.name} is of"
+                f"--data {config.data}: has {len(source.classes)} classes, and {self.table.name} is of"
                 f" {self.table.classes}: name them with --class-list"
             )
-        if labelled_images(config, self.source) is None:
-            raise UserError(
-                f"--data {config.data}: the table needs labels and a validation split, and these have none: choose"
-                " other data, or name labelled images of the same classes with --val-data"
-            )
+        if labelled_images(config, source) is None:
+            raise UserError(f"the table is of accuracies: {why_none(config, source)}")
 
     def write(self, command: str) -> dict[str, Any]:
         """Write the table as far as it is known; returns it."""
@@ -139,7 +138,8 @@ class Sweep:
 
     def _commands(self, run: Run) -> str:
         folder = self.folder(run.name)
-        left = "finished" if is_finished(folder) else f"{epochs_done(folder)} of {run.config.epochs} epochs"
+        epochs = counted(run.config.epochs or 0, "epoch")
+        left = "finished" if is_finished(folder) else f"{epochs_done(folder)} of {epochs}"
         words = ["python", "engine/train.py", *words_of(run.config), "--out", str(folder)]
         lines = [f"# {run.name}: {left}", shlex.join(words)]
         if run.evaluation is not None:
@@ -148,18 +148,15 @@ class Sweep:
 
 
 def listing() -> RichTable:
-    """All tables, with their data and what they cost."""
-    shown = RichTable(box=SIMPLE_HEAD, show_edge=False)
-    for heading in ("table", "shows", "data", "runs", "epochs", "published cost"):
-        shown.add_column(
-            heading, justify="right" if heading in ("runs", "epochs") else "left", no_wrap=heading == "table"
-        )
+    """All tables; under what each shows, what it is trained on and costs."""
+    shown = RichTable("table", "shows", box=SIMPLE_HEAD, show_edge=False)
     for table in TABLES.values():
         runs = {entry.run: entry.settings for entry in table.entries}
-        epochs = sorted({settings["epochs"] for settings in runs.values()})
+        epochs = "/".join(map(str, sorted({settings["epochs"] for settings in runs.values()})))
         data = ", ".join(dict.fromkeys(str(settings["data"]) for settings in runs.values()))
-        count = f"{len(runs)} × {table.seeds}" if table.seeds > 1 else str(len(runs))
-        shown.add_row(table.name, table.title, data, count, "/".join(map(str, epochs)), table.cost)
+        count = counted(len(runs), "run") + (f" × {table.seeds} seeds" if table.seeds > 1 else "")
+        cost = f"{data}, {count}, {epochs} epochs; cost {table.cost}"
+        shown.add_row(table.name, f"{table.title}\n[dim]{cost}[/]")
     return shown
 
 
@@ -184,7 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     sweep = Sweep(config, check(config))
     if config.dry_run:
-        sweep.check(images=config.subset is not None or config.data is not None)  # which are there, then
+        sweep.check(images=config.data is not None)  # which are there, then
         print(sweep.commands())
         return 0
     sweep.check()
@@ -208,8 +205,8 @@ def carry_out(sweep: Sweep, jobs: int, command: str, console: Console) -> int:
     for said in turn.failed.values():
         print(f"penstock: {said}", file=sys.stderr)
     if turn.failed:
-        print(f"penstock: {len(turn.failed)} of {len(sweep.runs)} runs failed; try them again with: {command}",
-              file=sys.stderr)  # fmt: skip
+        failed = f"{len(turn.failed)} of {counted(len(sweep.runs), 'run')} failed"
+        print(f"penstock: {failed}; try them again with: {command}", file=sys.stderr)
     return 1 if turn.failed else 0
 
 

@@ -27,6 +27,7 @@ import yaml
 from penstock.augment import Recipe, load_recipe
 from penstock.augment.executors import split_names
 from penstock.augment.recipes import dump_recipe, parse_recipe
+from penstock.counts import counted
 from penstock.engine.checkpoint import Position, check_same_run, load_checkpoint
 from penstock.engine.config import CompleteConfig, TrainConfig, from_dict
 from penstock.engine.csv_log import read_csv
@@ -108,10 +109,8 @@ def train(given: TrainConfig, state: State | None, team: Team) -> int:
         was = f"{state['samples']:,} images, and {config.data} now has {len(source):,}"
         raise UserError(f"--resume: this run was trained on {was}: bring them back, or start anew with --init")
     if state is not None and state["position"]["epoch"] > config.epochs:
-        done = state["position"]["epoch"]
-        raise UserError(
-            f"--resume: this run has {done} epochs behind it, --epochs {config.epochs} is fewer: ask for more"
-        )
+        done = counted(state["position"]["epoch"], "epoch")
+        raise UserError(f"--resume: this run has {done} behind it, --epochs {config.epochs} is fewer: ask for more")
     out = choose_folder(config, source, resumed=state is not None) if team.leads else Path()
     config = dataclasses.replace(config, out=out)
     torch.backends.cudnn.benchmark = True  # batches have few shapes: let it find the fastest kernels

@@ -25,7 +25,6 @@ from pathlib import Path
 if __name__ == "__main__":  # run by path: see the package, not this folder (whose names would shadow others)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import time
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any
 
@@ -33,6 +32,7 @@ import tyro
 from rich.console import Console
 
 from penstock import __version__
+from penstock.counts import counted
 from penstock.errors import BrokenImage, UserError, run_command
 from penstock.loaders.describe import describe
 from penstock.loaders.encode import Encoding, Stored, encode_all
@@ -93,7 +93,7 @@ def convert(
     shard = chosen.path(shard) if chosen else shard
     if shard.exists() and not overwrite:
         raise UserError(f"{shard} exists already: --overwrite replaces it, another name keeps both")
-    begin, made = time.perf_counter(), _made(source, how, chosen)
+    made = _made(source, how, chosen)
     identity = made | {"classes": list(source.classes)}
     with unfinished(shard, identity) as work, bar(shard.name, len(numbers), disable=not progress) as shown:
         writer = WRITERS[shard.suffix](work.data, len(numbers))
@@ -107,7 +107,7 @@ def convert(
         samples=writer.samples,
         bytes=int(record["bytes"]),
         kept=conversion.kept,
-        seconds=time.perf_counter() - begin,
+        seconds=shown.seconds,
         **conversion.tally.fields(),
     )
 
@@ -162,10 +162,11 @@ class _Conversion:
             raise
         except BaseException:
             if self.writer.samples:
-                self.shown.say(f"{self.writer.samples} images are done and kept: the same command goes on from there")
+                done = counted(self.writer.samples, "image")
+                self.shown.say(f"kept what is done ({done}): the same command goes on from there")
             raise
         if not self.writer.samples:
-            what = f"none of its {len(self.numbers)} images can be decoded"
+            what = f"none of its images ({len(self.numbers)}) can be decoded"
             raise UserError(f"{self.source.name}: {what}, so nothing was written")
 
     def _resume(self) -> int:
@@ -179,7 +180,7 @@ class _Conversion:
             done += 1
         self.kept = self.writer.samples
         if done:
-            self.shown.say(f"{self.kept} images that an interrupted run left are whole: going on from there")
+            self.shown.say(f"going on from {counted(self.kept, 'image')} that an interrupted run left whole")
             self.shown.restart()
         return done
 

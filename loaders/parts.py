@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +68,7 @@ def join(destination: str | Path, *, overwrite: bool = False, progress: bool = T
     Raises:
         UserError: parts are missing, damaged or do not belong together, or the shard exists already.
     """
-    shard, begin = resolve_format(Path(destination), None), time.perf_counter()
+    shard = resolve_format(Path(destination), None)
     if shard.exists() and not overwrite:
         raise UserError(f"{shard} exists already: --overwrite replaces it")
     parts = [open_shard(path) for path in find_parts(shard)]
@@ -87,8 +86,8 @@ def join(destination: str | Path, *, overwrite: bool = False, progress: bool = T
         record = writer.finish()
         whole = Provenance(**{name: getattr(made[0], name) for name in SHARED}, **tally.fields())
         work.publish(beside(shard, writer, record, parts[0].classes, whole))
-    size, seconds = int(record["bytes"]), time.perf_counter() - begin
-    return Report(path=shard, samples=writer.samples, bytes=size, kept=0, seconds=seconds, **tally.fields())
+    size = int(record["bytes"])
+    return Report(path=shard, samples=writer.samples, bytes=size, kept=0, seconds=shown.seconds, **tally.fields())
 
 
 def find_parts(shard: Path) -> list[Path]:

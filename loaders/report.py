@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from penstock.counts import counted
 from penstock.loaders.sidecar import Provenance
 from penstock.loaders.unfinished import Outcome, Skipped
 
@@ -23,7 +24,7 @@ class Report:
         reencoded: why the others were not, and how many for each reason.
         skipped: `sample` (its number in the source), `location` and `reason` of each broken image left out.
         kept: images that an earlier, interrupted run had done.
-        seconds: how long it took.
+        seconds: how long the others took, written out and under their name.
     """
 
     path: Path
@@ -36,11 +37,12 @@ class Report:
     seconds: float
 
     def __str__(self) -> str:
-        rate = f"{self.seconds:.1f} s, {self.samples / self.seconds:.0f} images/s, {self.bytes / 1e6:.1f} MB"
-        kept = f", {self.kept} of them done before" if self.kept else ""
+        kept = f", {self.kept:,} of them done before," if self.kept else ""
+        rate = f"{self.seconds:.1f} s, {(self.samples - self.kept) / self.seconds:.0f} images/s"
         skipped = f", {len(self.skipped)} broken ones skipped" if self.skipped else ""
         counts = changes(self.untouched, self.reencoded)
-        return f"{self.path}: {self.samples} images in {rate}{kept}; {counts}{skipped}"
+        done = f"{counted(self.samples, 'image')}{kept} in {rate}, {self.bytes / 1e6:.1f} MB"
+        return f"{self.path}: {done}; {counts}{skipped}"
 
 
 def changes(untouched: int, reencoded: dict[str, int]) -> str:

@@ -21,14 +21,16 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "penstock", *arguments], cwd=ROOT, capture_output=True, text=True)
 
 
-def test_help_names_every_command() -> None:
-    done = run("--help")
+@pytest.mark.parametrize(("words", "commands"), [([], cli.COMMANDS), (["benchmark"], cli.BENCHMARKS)])
+def test_help_names_every_command(words: list[str], commands: cli.Commands) -> None:
+    done = run(*words, "--help")
     assert done.returncode == 0
-    assert all(f"  {name} " in done.stdout for name in cli.COMMANDS)
+    assert f"usage: {' '.join(['penstock', *words])} COMMAND" in done.stdout
+    assert all(f"\n  {name} " in done.stdout for name in commands)
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys; from penstock import cli; cli.main(['--help']); print(*sys.modules)"
+    code = "import sys; from penstock import cli; cli.main(['--help']); cli.main(['benchmark']); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"torch", "numpy", "tyro", "rich"} & set(done.stdout.splitlines()[-1].split())
 
@@ -44,7 +46,9 @@ def test_a_script_beside_a_clone_finds_the_package_and_not_the_clones_root(tmp_p
 
 def test_no_command_is_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 0
-    assert capsys.readouterr().out == cli.usage() + "\n"
+    assert capsys.readouterr().out == cli.usage("penstock", cli.COMMANDS) + "\n"
+    assert cli.main(["benchmark"]) == 0
+    assert capsys.readouterr().out == cli.usage("penstock benchmark", cli.BENCHMARKS) + "\n"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,6 +65,16 @@ def test_an_unknown_command_is_one_line() -> None:
     assert "train" in done.stderr
 
 
+def test_an_unknown_benchmark_is_answered_with_those_there_are() -> None:
+    with pytest.raises(UserError, match=r"no `penstock benchmark thruput`; there are throughput, .*time-to-accuracy"):
+        cli.main(["benchmark", "thruput", "--quick"])
+
+
+def test_every_benchmark_that_runs_by_path_is_a_command() -> None:
+    by_path = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "run_command(main)" in path.read_text()}
+    assert {f"penstock.benchmarks.{name}" for name in by_path} == {module for module, _ in cli.BENCHMARKS.values()}
+
+
 def test_the_rest_of_the_line_reaches_the_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -74,6 +88,17 @@ def test_every_command_explains_itself(name: str) -> None:
     done = run(name, "--help")
     assert done.returncode == 0, done.stderr
     assert len(done.stdout) > 80
+
+
+@pytest.mark.parametrize("name", cli.BENCHMARKS)
+def test_every_benchmark_explains_itself(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["penstock"])
+    with pytest.raises(SystemExit) as left:
+        cli.main(["benchmark", name, "--help"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: penstock benchmark {name} ")
 
 
 def test_doctor_names_the_extra_of_a_missing_loader(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -242,7 +243,7 @@ def test_a_stub_of_a_jpeg_does_not_look_whole(data: bytes) -> None:
 def test_a_set_without_one_whole_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "a.jpg").write_bytes(b"")
-    with pytest.raises(UserError, match="none of its 1 images"):
+    with pytest.raises(UserError, match=r"none of its images \(1\) can be decoded"):
         convert(folder(tmp_path / "set"), tmp_path / "out" / "x.beton", on_error="skip", progress=False)
     assert names(tmp_path / "out") == []
 
@@ -293,6 +294,17 @@ def test_work_runs_only_a_bounded_way_ahead_of_the_writer(tmp_path: Path) -> Non
     time.sleep(0.2)
     assert source.decoded <= 2 * 2 * 8 + 8
     encoded.close()
+
+
+def test_the_report_has_the_rate_that_the_bar_ended_with(
+    broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of images that this run has written: neither of the two broken ones, nor of those done before."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    report = convert(folder(broken), tmp_path / "x.beton", on_error="skip")
+    assert re.findall(r"(\d+) images/s", capsys.readouterr().err)[-1] == f"{18 / report.seconds:.0f}"
+    assert f"18 images in {report.seconds:.1f} s, {18 / report.seconds:.0f} images/s, " in str(report)
+    assert "18 images, 8 of them done before, in 5.0 s, 2 images/s, " in str(replace(report, kept=8, seconds=5.0))
 
 
 @pytest.mark.parametrize(

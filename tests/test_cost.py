@@ -18,7 +18,7 @@ from penstock.benchmarks.cost_report import draw_chart, extrapolated, figures, s
 from penstock.errors import UserError
 
 MB = 1_000_000
-TINY = ["--width", "8", "--size", "64", "--stem", "imagenet", "--amp", "off", "--device", "cpu", "--rounds", "1"]
+TINY = ["--width", "8", "--size", "64", "--stem", "imagenet", "--amp", "off", "--device", "cpu", "--quick"]
 
 
 def test_both_mechanisms_differ_in_nothing_but_where_negatives_come_from() -> None:
@@ -66,9 +66,11 @@ def test_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert held > 4096 * 128 * 4 / MB  # the queue, and the key encoder
     assert many["over_moco"] == many["memory_mb"] / rows["moco", 64]["memory_mb"]
     assert report["settings"]["threads"] == 1 and report["settings"]["precision"] == "fp32"
+    assert report["settings"]["quick"] and all(len(row["repeats"]) == 1 for row in rows.values())
     assert report["command"].startswith("python benchmarks/cost.py --width 8")
     assert str(tmp_path) not in out[0].read_text()
-    assert "2003.04297" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "--quick: resnet18 of width 8" in said and "2003.04297" in said
     with Image.open(out[1]) as picture:
         assert picture.width > 1000
 
@@ -94,7 +96,7 @@ ROWS = [
 def report(rows: list[dict[str, Any]]) -> dict[str, Any]:
     settings = {
         "batches": [128, 256], "queues": [256, 1024], "arch": "resnet18", "width": 16, "stem": "auto", "size": 64,
-        "rounds": 3, "device": "cpu", "precision": "bfloat16", "threads": 2,
+        "rounds": 3, "quick": False, "device": "cpu", "precision": "bfloat16", "threads": 2,
     }  # fmt: skip
     machine = {"cpus": 2, "cpu": "CPU", "memory_gb": 24, "gpus": []}
     about = {"settings": settings, "machine": machine, "versions": {"torch": "2"}, "date": "2026-01-01"}

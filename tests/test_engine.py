@@ -73,6 +73,7 @@ def test_what_is_not_given_comes_from_the_method_and_the_data() -> None:
         ({"first_size": 16, "epochs": 1}, "--first-size 16: one epoch has no time to grow"),
         ({"warmup_epochs": 5.0, "epochs": 5}, "--warmup-epochs 5: the run is over after 5 epochs"),
         ({"final_lr": 1.0, "lr": 0.1}, "--final-lr 1 is more than --lr 0.1"),
+        ({"bias_lr_ratio": 0.5}, "--bias-lr-ratio 0.5 is a setting of LARS, and this run's optimizer is sgd"),
     ],
 )
 def test_sizes_that_do_not_go_together_are_named(given: dict[str, int], message: str) -> None:
@@ -180,6 +181,16 @@ def test_another_optimizer_than_the_method_s_has_a_learning_rate_of_its_own() ->
     assert complete(TrainConfig(optimizer="sgd"), **shapes).lr == pytest.approx(0.03)
     assert complete(TrainConfig(method="barlow-twins", optimizer="sgd"), **shapes).lr == pytest.approx(0.055)
     assert complete(TrainConfig(method="simclr", optimizer="sgd"), **imagenet).weight_decay == 1e-4  # LARS has 1e-6
+
+
+def test_biases_have_a_learning_rate_of_their_own_in_barlow_twins_with_lars() -> None:
+    imagenet = {"source": "imagenet-train", "length": 50_000, "world": 1}
+    for method in METHODS:
+        expected = 0.024 if method == "barlow-twins" else 1.0
+        assert complete(TrainConfig(method=method), **imagenet).bias_lr_ratio == expected
+        assert settings(method=method).bias_lr_ratio == 1.0  # SGD, as Huang et al. have it
+        assert settings(method=method, optimizer="lars").bias_lr_ratio == expected
+    assert settings(method="barlow-twins", optimizer="lars", bias_lr_ratio=1.0).bias_lr_ratio == 1.0
 
 
 def test_what_a_run_begins_with_is_shorter_in_a_short_one() -> None:

@@ -36,14 +36,18 @@ def photos(tmp_path_factory):
     return folder
 
 
-def run(example, *arguments):
-    """What it prints."""
+def attempt(example, *arguments):
     package = NEEDS.get(example.stem)
     if package and find_spec(package) is None:
         pytest.skip(f"{package} is not installed: pip install -e '.[examples]' in a clone brings it")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(example), *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def run(example, *arguments):
+    """What it prints."""
+    done = attempt(example, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
@@ -59,6 +63,14 @@ def test_an_example_runs(example, photos):
     assert found and all(map(np.isfinite, found))
 
 
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_a_wrong_path_is_said_in_one_line(example, tmp_path):
+    done = attempt(example, "--data", tmp_path)  # an empty folder
+    said = [line for line in done.stderr.splitlines() if str(tmp_path) in line]
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert len(said) == 1 and said[0].startswith(f"penstock: {tmp_path}: no images here")
+
+
 def test_there_are_examples_for_each_package():
     assert {path.stem for path in EXAMPLES} == {"plain_pytorch", *NEEDS}
 
@@ -72,12 +84,12 @@ def test_the_plain_loop_goes_on_where_it_was_stopped(photos, tmp_path):
     """In the middle of the second epoch."""
     train = runpy.run_path(str(ROOT / "docs/examples/plain_pytorch.py"))["main"]
     options = {"data": str(photos), "size": 16, "batch": BATCH, "epochs": 2}
-    train(**options, checkpoint=tmp_path / "whole.pt")
+    train(**options, checkpoint=tmp_path / "new" / "whole.pt")
     train(**options, checkpoint=tmp_path / "parts.pt", steps=4)
     state = torch.load(tmp_path / "parts.pt")["batches"]
     assert (state["epoch"], state["consumed"]) == (1, BATCH)
     train(**options, checkpoint=tmp_path / "parts.pt")
-    whole, parts = torch.load(tmp_path / "whole.pt"), torch.load(tmp_path / "parts.pt")
+    whole, parts = torch.load(tmp_path / "new" / "whole.pt"), torch.load(tmp_path / "parts.pt")
     assert whole["batches"] == parts["batches"]
     for name, weight in whole["model"].items():
         torch.testing.assert_close(parts["model"][name], weight)

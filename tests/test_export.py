@@ -281,6 +281,24 @@ def test_the_card_says_what_the_network_is(run: Path, out: Path) -> None:
     assert from_dict(settings) == TrainConfig(**vars(trained) | {"data": "cifar10"} | dict.fromkeys(("out",)))
 
 
+def test_the_card_of_a_run_from_other_weights_says_of_which(tmp_path: Path) -> None:
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "supervised.pth")
+    run = save_run(tmp_path / "run", **PUBLISHED, init=tmp_path / "supervised.pth")
+    assert main([str(run), "--to", "torchvision"]) == 0
+    card = (run / "export" / "README.md").read_text()
+    assert "for 3 of 5 epochs, from the weights of `supervised.pth` on." in card
+    assert "| the same kNN of the weights it began with (`supervised.pth`) | 11.25 |" in card
+    assert "untrained" not in card and str(tmp_path) not in card
+    with safe_open(run / "export" / FILES["torchvision"], "pt") as file:
+        assert file.metadata()["began_with"] == "supervised.pth"
+
+
+def test_before_the_first_epoch_nothing_is_compared(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", epoch=0, **PUBLISHED)
+    said = results(origin_of(run / "last.pt", load_trained(run, Said(), CPU)))
+    assert "top-1 % | 11.25 |" in said and "the same kNN" not in said
+
+
 @pytest.mark.parametrize("folder", ["evaluation", "downstream"])
 @pytest.mark.parametrize(("epochs", "shown"), [("3 epochs", True), ("2 epochs", False)])
 def test_an_evaluation_is_on_the_card_if_it_is_of_the_same_weights(

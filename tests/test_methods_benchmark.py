@@ -22,14 +22,14 @@ from penstock.errors import UserError
 from penstock.machine import git_commit
 
 METHODS = Path(__file__).resolve().parents[1] / "benchmarks/methods.py"
-TINY = ["--subset", "64", "--epochs", "1", "--batch", "32", "--width", "8", "--methods", "moco-v2", "simsiam"]
+TINY = ["--quick", "--subset", "64", "--epochs", "1", "--batch", "32", "--methods", "moco-v2", "simsiam"]
 
 
 def test_a_table_with_its_picture_made_without_repeating_a_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, file, picture = tmp_path / "runs", tmp_path / "m.json", tmp_path / "m.png"
-    options = ["--train=--size 16 --hidden 16 --loader folder", "--out", str(out), "--jobs", "2"]
+    options = ["--train=--size 16 --hidden 16 --loader folder", "--out", str(out)]
     places = ["--json", str(file), "--plot", str(picture)]
     assert main([*TINY, *options, *places]) == 0
     report = json.loads(file.read_text())
@@ -40,7 +40,10 @@ def test_a_table_with_its_picture_made_without_repeating_a_run(
         assert all(math.isfinite(row[name]) for name in ("loss", "knn_untrained", "images_per_s", "minutes"))
         assert row["commits"] == [git_commit()]
     assert picture.stat().st_size > 10_000
-    assert "simsiam" in capsys.readouterr().out
+    settings = report["settings"]
+    assert (settings["quick"], settings["width"], settings["jobs"], settings["subset"]) == (True, 8, 2, 64)
+    said = capsys.readouterr().out
+    assert "--quick: shapes cut to 64 images" in said and "simsiam" in said
     written = (out / "simsiam" / "epochs.csv").stat().st_mtime_ns
     assert main([*TINY, *options]) == 0
     assert (out / "simsiam" / "epochs.csv").stat().st_mtime_ns == written
@@ -94,7 +97,8 @@ def test_data_that_knn_cannot_classify_are_refused_before_anything_starts(labels
         path = tmp_path / "photos" / (f"class{number % 2}" if labels else "") / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
-    with pytest.raises(UserError, match=r"kNN needs labels and a validation split.*--val-data FOLDER"):
+    advice = "--val-data FOLDER" if labels else "sort them into class folders"
+    with pytest.raises(UserError, match=f"needs labels: .*{advice}"):
         main(["--data", str(tmp_path / "photos"), "--batch", "4", "--out", str(tmp_path / "runs")])
     assert not (tmp_path / "runs").exists()
 

@@ -278,8 +278,12 @@ def test_without_labels_or_validation_images_it_is_said(
     shutil.rmtree(out)
     assert main([*short, "--data", str(flat), "--val-data", str(images)]) == 0
     assert "no kNN, no logistic regression: the training images have no labels" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"--keep-best logistic: .* has no labels or no validation split"):
-        main([*TINY, "--keep-best", "logistic", "--data", str(flat), "--out", str(tmp_path / "other")])
+    best = [*TINY, "--keep-best", "logistic", "--out", str(tmp_path / "other")]
+    for more in ([], ["--val-data", str(images)]):
+        with pytest.raises(UserError, match=r"--keep-best logistic: .* has no labels, and --val-data brings none"):
+            main([*best, "--data", str(flat), *more])
+    with pytest.raises(UserError, match=r"train has no labelled validation split: name .* with --val-data FOLDER, or"):
+        main([*best, "--data", str(images / "train")])
     assert not (tmp_path / "other").exists()
 
 

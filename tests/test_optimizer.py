@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from penstock.engine.checkpoint import load_checkpoint, save_checkpoint
 from penstock.engine.config import TrainConfig
 from penstock.engine.defaults import complete
 from penstock.engine.distributed import Team
@@ -17,6 +19,8 @@ from penstock.engine.method import Encoder
 from penstock.engine.methods import build_method
 from penstock.engine.methods.simsiam import SimSiam
 from penstock.engine.optimizer import build_optimizer, parameter_groups, set_learning_rate
+from penstock.engine.schedule import learning_rate
+from penstock.engine.train import main
 
 
 def test_lars_equals_its_equations_written_out() -> None:
@@ -80,9 +84,58 @@ def test_the_predictor_keeps_its_learning_rate_and_lars_leaves_vectors_alone() -
         (False, True, [(4, 4)]),
         (False, False, [(4,)]),
     ]
-    optimizer = torch.optim.SGD(parameter_groups(simsiam(), apart=False), lr=1.0)
+    given = TrainConfig(method="simsiam", optimizer="lars", lr=1.0, bias_lr_ratio=0.5)
+    optimizer = build_optimizer(complete(given, source="cifar10-train", length=5000, world=1), simsiam())
     set_learning_rate(optimizer, 0.25)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 1.0]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.125, 1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("epoch", "of_weights", "of_biases"),
+    [(2.5, 0.4, 0.0096), (10.0, 1.6, 0.0384), (340.0, 1.2, 0.0288), (505.0, 0.8, 0.0192), (1000.0, 0.0, 0.0)],
+)
+def test_barlow_twins_biases_and_norms_learn_at_the_paper_s_rate(
+    epoch: float, of_weights: float, of_biases: float
+) -> None:
+    """.2 and .0048, times 2048 / 256: reached in 10 of 1000 epochs, then a cosine, at a third 3/4 and half-way 1/2."""
+    given = TrainConfig(method="barlow-twins", batch=2048, epochs=1000)
+    config = complete(given, source="imagenet-train", length=1_281_167, world=1)
+    method = build_method(replace(config, width=8, dim=16, hidden=16, size=16, stem="cifar"), Team())
+    optimizer = build_optimizer(config, method)
+    set_learning_rate(optimizer, learning_rate(config, epoch))
+    rates = {parameter: group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    slow = {id(p) for m in method.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for p in m.parameters()}
+    slow |= {id(parameter) for name, parameter in method.named_parameters() if name.endswith("bias")}
+    before = copy.deepcopy(list(method.parameters()))
+    for parameter in method.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for was, parameter in zip(before, method.parameters(), strict=True):
+        assert rates[parameter] == pytest.approx(of_biases if id(parameter) in slow else of_weights)
+        if id(parameter) in slow:  # neither adapted nor decayed
+            torch.testing.assert_close(parameter, was - of_biases)
+    assert {id(parameter) for parameter in rates} > slow
+
+
+def test_a_resumed_run_keeps_its_ratio_and_one_of_before_there_was_any_has_none(tmp_path: Path) -> None:
+    tiny = ["--method", "barlow-twins", "--optimizer", "lars", "--subset", "64", "--batch", "32", "--size", "16",
+            "--width", "8", "--dim", "16", "--hidden", "16", "--workers", "1", "--knn-every", "0"]  # fmt: skip
+    last = tmp_path / "last.pt"
+
+    def rates() -> dict[bool, float]:
+        return {group["adapted"]: group["lr"] for group in load_checkpoint(last)["optimizer"]["param_groups"]}
+
+    assert main([*tiny, "--epochs", "1", "--warmup-epochs", "0", "--accumulate", "2", "--out", str(tmp_path)]) == 0
+    assert rates()[False] == pytest.approx(0.024 * rates()[True]) and rates()[True] > 0
+    assert main(["--resume", str(last), "--epochs", "2", "--lr", "0.1", "--final-lr", "0.1"]) == 0
+    assert rates() == pytest.approx({True: 0.1, False: 0.0024})
+    state = load_checkpoint(last)
+    del state["config"]["bias_lr_ratio"]
+    for group in state["optimizer"]["param_groups"]:
+        del group["ratio"]
+    save_checkpoint(last, state)
+    assert main(["--resume", str(last), "--epochs", "3"]) == 0
+    assert rates() == {True: 0.1, False: 0.1}
 
 
 @pytest.mark.parametrize("kind", ["sgd", "lars", "adam", "adamw"])

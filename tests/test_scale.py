@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -109,7 +110,7 @@ def test_a_row_that_fails_says_why_and_the_others_go_on(
 ) -> None:
     broken = scale_lineup.Contender(kind="beton", loader="fast")
     monkeypatch.setitem(scale_lineup.CONTENDERS, "broken", broken)
-    config = scale.Config(quick=True, samples=(200,), contenders=("broken",), workers=1)
+    config = replace(scale.QUICK, samples=(200,), contenders=("broken",), workers=1)
     rows = scale.plan(config)
     with Progress(disable=True) as progress:
         scale.measure(rows, source, config, progress)

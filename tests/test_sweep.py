@@ -77,6 +77,8 @@ def test_a_dry_run_prints_what_is_left(
     first, typed, second, *_ = capsys.readouterr().out.splitlines()
     assert first == "# simclr-a-seed0: finished" and second == "# simclr-a-seed1: 0 of 800 epochs"
     assert typed.startswith("python engine/train.py --data cifar10 ") and typed.endswith("runs/simclr-a-seed0")
+    assert main(["r2-ablation", "--subset", "1000", "--out", str(tmp_path / "cut"), "--dry-run"]) == 0
+    assert "--data imagenet --subset 1000 " in capsys.readouterr().out
 
 
 def test_runs_that_fail_are_named_and_tried_again(
@@ -147,6 +149,7 @@ def test_a_terminal_has_a_bar_for_each_run(tmp_path: Path, monkeypatch: pytest.M
         (["r1-subsets", "--seeds", "0"], "--seeds 0: it takes at least 1"),
         (["--batch", "7", "--train=--bn-splits 2"], "--bn-splits 2 does not divide the batch"),
         (["--train=--recipe no-such"], "no-such"),
+        (["r2-ablation"], "^imagenet: there is no such folder here, .*: name .* --data path/to/imagenet$"),
     ],
 )
 def test_wrong_inputs_are_named_before_anything_starts(
@@ -174,7 +177,7 @@ def test_the_listing_has_every_table_with_its_data_and_cost(capsys: pytest.Captu
     assert main([]) == 0
     said = capsys.readouterr().out
     assert all(name in said for name in TABLES)
-    assert re.search(r"r1-colors .* cifar10 +12 × 3 +800 ", said)
+    assert re.search(r"r1-colors +What .*\n +cifar10, 12 runs × 3 seeds, 800 epochs; cost about 10 h a run", said)
     assert "97 h + 5 h on a GPU" in said
 
 

@@ -65,7 +65,10 @@ def test_measured_stands_beside_published_and_what_is_not_there_is_blank(report:
     console = Console(file=io.StringIO(), width=80)
     console.print(rich_table(report))
     said = console.file.getvalue()  # type: ignore[attr-defined]
-    assert re.search(r"weak +50\.00 \(1 of 4 runs\) *\n +80\.00±0\.05", said)
+    assert re.search(
+        r"weak +gray +50\.00 \(1 of 4 runs\) +80\.00 ± 0\.05 *\n strong +gray +72\.00 ± 1\.41 +90\.00", said
+    )
+    assert said.count("strong") == 1 and re.search(r"\n +blur *$", said.rstrip()), "labels stand once"
 
 
 def test_the_header_says_all_that_differs(tmp_path: Path) -> None:
@@ -76,6 +79,7 @@ def test_the_header_says_all_that_differs(tmp_path: Path) -> None:
         return header(gather(table, cells, lambda name: tmp_path / name, data="cifar10", images=50_000))
 
     assert said(Cut()) == "cifar10, 50,000 images, 800 epochs"
+    assert said(Cut(epochs=1)) == "cifar10, 50,000 images, 1 epoch (800 in the published table)"
     assert said(Cut(data="cifar10:/here")) == "cifar10, 50,000 images, 800 epochs"
     assert said(Cut(data="stl10"), seeds=1).endswith("800 epochs; changed: seeds 1 for 3, data stl10 for cifar10")
     changed = said(Cut(epochs=4, batch=128, train="--optimizer adamw"))

@@ -337,21 +337,3 @@ def test_end_to_end(
     assert "make install" in said and "of the views by Albumentations" in said
     with Image.open(out["plot"]) as picture:
         assert picture.width > 800
-
-
-def test_what_is_said_beside_quick_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[throughput.Config] = []
-
-    def stop(config: throughput.Config) -> None:
-        seen.append(config)
-        raise UserError("seen")
-
-    monkeypatch.setattr(throughput, "check", stop)
-    for arguments in (["--quick"], ["--quick", "--repeats", "4", "--peers", "spdl"], []):
-        with pytest.raises(UserError, match="seen"):
-            throughput.main(arguments)
-    assert [(config.seconds, config.repeats, config.peers) for config in seen] == [
-        (0.2, 1, ("none",)),
-        (0.2, 4, ("spdl",)),
-        (2.0, 5, ("all",)),
-    ]

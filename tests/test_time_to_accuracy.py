@@ -185,6 +185,17 @@ def test_all_rows_are_reported_with_what_failed(
     assert main(stubbed) == 1 and len(words.read_text().splitlines()) == 1, "what is finished is left as it is"
 
 
+def test_a_look_says_that_it_is_one(
+    stubbed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub_engine(tmp_path / "engine", monkeypatch, epochs=2)
+    assert main([*stubbed, "--quick", "--subset", "64", "--rows", "original"]) == 0
+    assert json.loads((tmp_path / "t.json").read_text())["trained"].startswith("--quick: ")
+    assert "--quick: " in capsys.readouterr().out
+    words = (tmp_path / "out/runs/cifar10-moco-cifar-seed0/words.txt").read_text()
+    assert "--stem half" in words and "--batch 32" in words
+
+
 def test_a_signal_stops_the_row_at_work_and_the_report_is_written(
     stubbed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

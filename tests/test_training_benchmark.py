@@ -295,20 +295,6 @@ def test_wrong_inputs_are_refused_at_once(given: list[str], named: str) -> None:
         training.main(given)
 
 
-def test_what_is_said_beside_quick_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[training.Config] = []
-
-    def stop(config: training.Config) -> None:
-        seen.append(config)
-        raise UserError("seen")
-
-    monkeypatch.setattr(training, "check", stop)
-    for given in (["--quick"], ["--quick", "--rounds", "4"], []):
-        with pytest.raises(UserError, match="seen"):
-            training.main(given)
-    assert [(config.seconds, config.rounds) for config in seen] == [(0.2, 1), (0.2, 4), (2.0, 5)]
-
-
 @pytest.mark.parametrize(("option", "known"), [("loaders", OURS), ("method", METHODS), ("compile", training.MODES)])
 def test_the_help_names_every_choice(option: str, known: Any) -> None:
     (shown,) = re.findall(rf'\b{option}: .*\n    """((?:.|\n)*?)"""', inspect.getsource(training.Config))

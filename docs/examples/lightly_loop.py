@@ -8,6 +8,7 @@ python docs/examples/lightly_loop.py --data path/to/images --size 224 --batch 25
 from __future__ import annotations
 
 import copy
+from itertools import islice
 
 import torch
 import torchvision
@@ -19,6 +20,7 @@ from lightly.utils.scheduler import cosine_schedule
 from torch import nn
 
 from penstock.augment import load_recipe
+from penstock.errors import run_command
 from penstock.loaders import make_loader, open_source
 
 
@@ -62,7 +64,7 @@ def main(
     with make_loader(loader, open_source(data), recipe=recipe, batch=batch, device=device) as batches:
         for epoch in range(epochs):
             momentum = cosine_schedule(epoch, epochs, 0.996, 1)
-            for step, views in enumerate(batches, 1):
+            for views in islice(batches, steps):
                 query_views, key_views = views.split()  # [N, 3, S, S] each
                 update_momentum(model.query, model.key, m=momentum)
                 with torch.no_grad():
@@ -71,10 +73,8 @@ def main(
                 loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
-                if step == steps:
-                    break
             print(f"epoch {epoch}: loss {loss.item():.3f}", flush=True)
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_command(lambda: tyro.cli(main))  # a wrong path is said in one line

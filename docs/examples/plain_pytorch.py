@@ -9,13 +9,14 @@ With --checkpoint it saves after each epoch and after --steps: the same command 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
 import tyro
-from torch.nn import functional
 
 from penstock.augment import load_recipe
+from penstock.errors import run_command
 from penstock.loaders import make_loader, open_source
 
 
@@ -47,11 +48,10 @@ def main(
 
     recipe = load_recipe("simclr", size=size)
     with make_loader(loader, open_source(data), recipe=recipe, batch=batch, device=device) as batches:
+        kept: dict[str, Any] = {"model": model, "optimizer": optimizer, "batches": batches}
         if checkpoint and checkpoint.exists():
-            saved = torch.load(checkpoint)
-            model.load_state_dict(saved["model"])
-            optimizer.load_state_dict(saved["optimizer"])
-            batches.load_state_dict(saved["batches"])
+            for name, state in torch.load(checkpoint).items():
+                kept[name].load_state_dict(state)
         taken = 0
         while (epoch := batches.state.epoch) < epochs and taken != steps:
             for views in batches:  # one epoch, or what is left of it
@@ -65,16 +65,16 @@ def main(
                 if taken == steps:
                     break
             if checkpoint:
-                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                torch.save(state | {"batches": batches.state_dict()}, checkpoint)
+                checkpoint.parent.mkdir(parents=True, exist_ok=True)
+                torch.save({name: part.state_dict() for name, part in kept.items()}, checkpoint)
 
 
 def nt_xent(z: torch.Tensor, temperature: float = 0.5) -> torch.Tensor:
     """Each of the 2·N projections [2·N, C] must pick its image's other view, N rows away, out of all others."""
-    z = functional.normalize(z)
+    z = torch.nn.functional.normalize(z)
     similarity = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
-    return functional.cross_entropy(similarity, torch.arange(len(z), device=z.device).roll(len(z) // 2))
+    return torch.nn.functional.cross_entropy(similarity, torch.arange(len(z), device=z.device).roll(len(z) // 2))
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_command(lambda: tyro.cli(main))  # a wrong path is said in one line

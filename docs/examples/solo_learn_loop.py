@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from penstock.augment import load_recipe
+from penstock.errors import run_command
 from penstock.loaders import Loader, make_loader, open_source
 
 Batch = tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]
@@ -71,10 +72,9 @@ def main(
     """Train a ResNet-18 on a folder of images, a shard or a known set; --steps stops it early."""
     trainer = lightning.Trainer(max_epochs=epochs, max_steps=steps, logger=False, enable_checkpointing=False)
     ranks = {"rank": trainer.global_rank, "world": trainer.world_size}
-    recipe = load_recipe("byol", size=size)
-    with make_loader(loader, open_source(data), recipe=recipe, batch=batch, **ranks) as batches:
+    with make_loader(loader, open_source(data), recipe=load_recipe("byol", size=size), batch=batch, **ranks) as batches:
         trainer.fit(VICReg(), SoloBatches(batches))
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_command(lambda: tyro.cli(main))  # a wrong path is said in one line

@@ -26,13 +26,15 @@ from penstock.engine.method import Encoder
 from penstock.engine.precision import Precision
 from penstock.engine.seeds import derive_seed
 from penstock.loaders import Source
+from penstock.loaders.progress import WHOLE
 
 
 @contextmanager
 def bar(name: str, total: int) -> Iterator[Advance]:
     """A progress bar on standard error until the block ends; call what it yields with how many more are done."""
-    text = TextColumn("{task.description:<38}")
-    columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    text, count = TextColumn("{task.description:<38}"), MofNCompleteColumn(table_column=WHOLE)
+    times = (TimeElapsedColumn(table_column=WHOLE), TimeRemainingColumn(table_column=WHOLE))
+    columns = (text, BarColumn(), count, *times)
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(name, total=total)
         yield lambda count: progress.advance(task, count)

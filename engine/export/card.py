@@ -70,6 +70,7 @@ def about(origin: Origin, *, arch: str, width: int, stem: str) -> dict[str, str]
     if run is None or recipe is None:
         return {**told, "weights": origin.file.name}
     trained_by = {"method": run.method, "data": name_of(run.data), "recipe": recipe.name}
+    trained_by |= {"began_with": run.init.name} if run.init else {}
     taken = {} if origin.whole else {"taken": f"in the middle of epoch {(origin.epochs or 0) + 1}"}
     return {**told, **trained_by, "epochs": f"{origin.epochs} of {run.epochs}", **taken}
 
@@ -112,10 +113,11 @@ def front_matter(run: CompleteConfig | None) -> str:
 def what(network: Network) -> str:
     about = network.about
     trained = f", trained without labels for {about['epochs']} epochs" if "epochs" in about else ""
+    began = f", from the weights of `{about['began_with']}` on" if "began_with" in about else ""
     taken = f", taken {about['taken']}" if "taken" in about else ""
     return (
-        f"A backbone that makes features of images: {about['network']}{trained}{taken}. It has no classifier, and the"
-        " projection head of its training is left out."
+        f"A backbone that makes features of images: {about['network']}{trained}{began}{taken}. It has no classifier,"
+        " and the projection head of its training is left out."
     )
 
 
@@ -144,8 +146,9 @@ def logged(origin: Origin) -> Rows:
     by_epoch = {row["epoch"]: row for row in read_csv(origin.file.parent / "epochs.csv")}
     row, first = by_epoch.get(origin.epochs or 0, {}), by_epoch.get(0, {})
     found = [(said.format(**vars(origin.run)), f"{row[name]:.4g}") for name, said in LOGGED.items() if name in row]
-    if "knn" in row and "knn" in first:
-        found.append(("the same kNN of the untrained network", f"{first['knn']:.4g}"))
+    if "knn" in row and "knn" in first and row is not first:
+        before = f"the weights it began with (`{origin.run.init.name}`)" if origin.run.init else "the untrained network"
+        found.append((f"the same kNN of {before}", f"{first['knn']:.4g}"))
     return found
 
 

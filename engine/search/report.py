@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from penstock.augment.recipes import dump_recipe
+from penstock.counts import counted
 from penstock.engine.backbones import takes_width
 from penstock.engine.config import CompleteConfig
 from penstock.engine.search.space import Space
@@ -59,7 +60,7 @@ class Subject:
         cut = f"{name} cut to" if images < len(source) else f"{name},"
         width = f" of width {config.width}" if takes_width(config.arch) else ""
         how = f"{config.method}, {config.arch}{width}, {config.size} px, batch {config.batch}, seed {config.seed}"
-        header = f"{cut} {images:,} images, {config.epochs} epochs; {how}; kNN of {queries}"
+        header = f"{cut} {counted(images, 'image')}, {counted(config.epochs, 'epoch')}; {how}; kNN of {queries}"
         return cls(header=header, queries=queries)
 
 

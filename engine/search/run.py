@@ -39,6 +39,7 @@ if __name__ == "__main__":  # run by path: see the package, not this folder (who
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import fcntl
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -67,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     with alone(search.out), Interrupts() as interrupts:
         search.begin()
         console.print(search.subject.header, soft_wrap=True)
-        with Progress(console=console, disable=not console.is_terminal) as progress:
+        with Progress(console=console, disable=not console.is_terminal, speed_estimate_period=math.inf) as progress:
             runner = Runner(search.epochs, Place(workers=config.workers), interrupts, progress)
             done = search.try_recipes(runner) and search.confirm(runner)
         report = search.write()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.augment import load_recipe
 from penstock.augment.recipes import dump_recipe
+from penstock.counts import counted
 from penstock.engine.config import TrainConfig
 from penstock.engine.csv_log import read_csv
 from penstock.engine.defaults import complete
@@ -151,7 +152,7 @@ class Search:
         """A trial that is over, as a line."""
         trial, best = self.study.trials[number], self.study.best_trial
         outcome = "failed" if trial.value is None else f"kNN {trial.value:.2f} %"
-        early = f", given up after {trial.last_step} epochs" if trial.state.name == "PRUNED" else ""
+        early = f", given up after {counted(trial.last_step or 0, 'epoch')}" if trial.state.name == "PRUNED" else ""
         seconds = trial.user_attrs["seconds"]
         return f"trial {number}: {outcome}{early}, {seconds:.0f} s; best: {best.value:.2f} % (trial {best.number})"
 

@@ -24,6 +24,7 @@ from matplotlib.lines import Line2D
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 
+from penstock.counts import counted
 from penstock.engine.csv_log import read_csv
 from penstock.engine.runs import is_finished, read_run
 from penstock.engine.systems.plan import Cell, differences
@@ -83,7 +84,8 @@ def _minutes(folder: Path) -> float:
 def header(report: Report) -> str:
     """What was trained, as a line: how long, on how much, and what else differs from what was published."""
     cut = " cut to" if report["subset"] else ","
-    length = f"{report['data']}{cut} {report['images']:,} images, {report['epochs']} epochs"
+    epochs = "1 epoch" if report["epochs"] == "1" else f"{report['epochs']} epochs"
+    length = f"{report['data']}{cut} {counted(report['images'], 'image')}, {epochs}"
     if report["epochs"] != report["published_epochs"]:
         length += f" ({report['published_epochs']} in the published table)"
     changed = ", ".join(f"{name.replace('_', ' ')} {values}" for name, values in report["changed"].items())
@@ -136,17 +138,17 @@ def as_csv(report: Report) -> str:
 
 
 def rich_table(report: Report) -> RichTable:
-    """Published figures under the measured ones: beside each other they are too wide for a screen."""
-    columns, rows = cells_of(report)
-    width = len(report["headings"])
+    """A line for each figure, the published one beside it: as wide as `cells_of`, it would fit no screen."""
     shown = RichTable(box=SIMPLE_HEAD, show_edge=False)
-    for number, column in enumerate([*columns[:width], *columns[width::2]]):
-        shown.add_column(*([column] if number < width else [f"{column}\n[dim]published[/]"]),
-                         justify="left" if number < width else "right")  # fmt: skip
-    for row in rows:
-        figures = [figure.replace(" ± ", "±") for figure in row[width:]]
-        pairs = zip(figures[::2], figures[1::2], strict=True)
-        shown.add_row(*row[:width], *(f"{measured}\n[dim]{published}[/]" for measured, published in pairs))
+    for heading in (*report["headings"], ""):
+        shown.add_column(heading)
+    for heading in ("measured", "published"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    labels, above = [row["row"] for row in report["rows"]], None
+    for row in sorted(report["rows"], key=lambda row: labels.index(row["row"])):  # figures of the same labels together
+        told = row["row"] if row["row"] != above else [""] * len(row["row"])
+        shown.add_row(*told, row["column"], _measured(row), _number(row["published"], row["published_std"]))
+        above = row["row"]
     return shown
 
 

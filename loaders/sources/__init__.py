@@ -88,6 +88,11 @@ def _open(spec: str, split: str, class_list: Path | None, cache: Path) -> Source
         return _recognised(path, split, class_list, cache)
     if path.is_file():
         return _shard(path, split, class_list)
+    if spec == "imagenet":
+        raise UserError(
+            "imagenet: there is no such folder here, and ImageNet is not ours to download: name the folder that holds"
+            " its train/ and val/, --data path/to/imagenet"
+        )
     raise UserError(
         f"{spec}: neither a path that exists nor a known set; --data takes a folder of images, a shard "
         f"(FILE.beton, FILE.tar), or one of {', '.join(NAMES)}"
