@@ -184,12 +184,13 @@ def test_arithmetic_normalises_as_the_table_or_not_at_all(recipe):
     assert not len(normalisation(recipe.mean, recipe.std, table))
 
 
+@pytest.mark.parametrize("how", Interpolation)
 @pytest.mark.parametrize("shape", [(90, 77), (13, 9), (2, 40), (40, 2), (1, 1)])
-def test_what_lies_behind_an_image_does_not_show(shape):
+def test_what_lies_behind_an_image_does_not_show(shape, how):
     """Sums are made in whole vectors, which reach over the end of a row."""
     height, width = shape
     image = np.random.default_rng(2).integers(0, 256, (height, width, 3), np.uint8)
-    crop = (Opcode.CROP, height // 2, width // 2, height - height // 2, width - width // 2, Interpolation.BILINEAR, 1)
+    crop = (Opcode.CROP, height // 2, width // 2, height - height // 2, width - width // 2, how, 1)
     opcode, parameters, seed = program(crop, (Opcode.GAUSSIAN_BLUR, 0.9, 3))
     rows = Rows(opcode=opcode[None, None], parameters=parameters[None, None], seed=seed[None, None])
     views = []

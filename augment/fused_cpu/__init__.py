@@ -57,6 +57,13 @@ class Target(NamedTuple):
 
 
 @njit
+def _borrow_target(target):  # type: ignore[no-untyped-def]
+    """The same on loan: see `memory.borrow`."""
+    memory = borrow(target.bytes), borrow(target.shorts), borrow(target.words)
+    return Target(*memory, target.per_view, target.per_sample, borrow(target.table), borrow(target.terms))
+
+
+@njit
 def _image(memory, target, view, sample, size):  # type: ignore[no-untyped-def]
     start = view * target.per_view + sample * target.per_sample
     return memory[start : start + size * size * 3].reshape((size, size, 3))
@@ -88,7 +95,7 @@ def _write_planes(planes, spare, left_right, up_down, starts, target, view, samp
 def _run(data, offset, height, width, opcode, parameters, seed, work, target):  # type: ignore[no-untyped-def]
     """Every view of every image but rows that begin with NONE."""
     data, opcode, parameters, seed = borrow(data), borrow(opcode), borrow(parameters), borrow(seed)
-    work = borrow_workspace(work)
+    work, target = borrow_workspace(work), _borrow_target(target)
     whole = np.zeros(PARAMETERS, np.float32)
     whole[2:4] = work.planes.shape[1]
     for n in range(len(offset)):

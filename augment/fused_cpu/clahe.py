@@ -124,55 +124,56 @@ def _to_rgb(lab):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _count(plane, first_x, first_y, side, bins):  # type: ignore[no-untyped-def]
-    """bins int32 [256] = histogram of a tile that may reach over the far borders, where the image is reflected."""
-    size = len(plane)
-    bins[:] = 0
-    for x in range(first_x, first_x + side):
+def _count(plane, side, tiles):  # type: ignore[no-untyped-def]
+    """Histograms int32 [256, tiles · tiles]; tiles may reach over the far borders, where the image is reflected."""
+    size, bins = len(plane), np.zeros((LEVELS, tiles * tiles), np.int32)
+    for x in range(tiles * side):
         line = plane[reflect(x, size)]
-        for level in line[first_y : first_y + side]:
-            bins[level] += 1
-        for y in range(max(first_y, size), first_y + side):
-            bins[line[reflect(y, size)]] += 1
+        for t in range(tiles):
+            tile, first, end = x // side * tiles + t, t * side, (t + 1) * side
+            for level in line[first:end]:
+                bins[level, tile] += 1
+            for y in range(max(first, size), end):
+                bins[line[reflect(y, size)], tile] += 1
+    return bins
 
 
 @njit
 def _clip(bins, limit):  # type: ignore[no-untyped-def]
     """Cut every bin at `limit`; what is cut goes back in equal shares, the rest to bins evenly spaced from 0."""
-    excess = 0
-    for i in range(len(bins)):
-        over = max(0, bins[i] - limit)
-        excess += over
-        bins[i] -= over
-    share, rest = excess // LEVELS, excess % LEVELS
-    step = LEVELS // max(1, rest)
-    for i in range(len(bins)):
-        bins[i] += share
-    for i in range(rest):
-        bins[i * step] += 1
-
-
-@njit
-def _equalise(bins, area, table):  # type: ignore[no-untyped-def]
-    """table float32 [256] = 255 · the cumulated share of `area` pixels, whole."""
-    scale, total = FULL / np.float32(area), 0
-    for i in range(len(table)):
-        total += bins[i]
-        table[i] = min(nearest(np.float32(total) * scale), FULL)
+    excess = np.zeros(bins.shape[1], np.int32)
+    for level in range(LEVELS):
+        counts = bins[level]
+        for tile in range(len(counts)):
+            over = max(np.int32(0), np.int32(counts[tile] - limit))
+            excess[tile] += over
+            counts[tile] -= over
+    for tile in range(len(excess)):
+        rest = excess[tile] % LEVELS
+        step = LEVELS // max(1, rest)
+        for i in range(rest):
+            bins[i * step, tile] += 1
+    return excess // LEVELS
 
 
 @njit
 def _tables(plane, clip_limit, tiles):  # type: ignore[no-untyped-def]
-    """Tables float32 [tiles, tiles, 256] and the side of a tile; where the tiles do not divide S, S is padded."""
+    """Tables float32 [256, tiles · tiles] and the side of a tile; where the tiles do not divide S, S is padded.
+
+    A level becomes 255 · the cumulated share of its tile's pixels, whole. Tiles are the last axis because a cumulated
+    sum makes vectors only across them.
+    """
     size = len(plane)
     side = size // tiles if size % tiles == 0 else size // tiles + 1
-    limit = max(1, int(clip_limit * (side * side) / LEVELS))
-    bins, tables = np.empty(LEVELS, np.int32), np.empty((tiles, tiles, LEVELS), np.float32)
-    for x in range(tiles):
-        for y in range(tiles):
-            _count(plane, x * side, y * side, side, bins)
-            _clip(bins, limit)
-            _equalise(bins, side * side, tables[x, y])
+    bins = _count(plane, side, tiles)
+    shares = _clip(bins, np.int32(max(1, int(clip_limit * (side * side) / LEVELS))))
+    tables, totals = np.empty(bins.shape, np.float32), np.zeros(tiles * tiles, np.int32)
+    scale = FULL / np.float32(side * side)
+    for level in range(LEVELS):
+        counts, table = bins[level], tables[level]
+        for tile in range(len(totals)):
+            totals[tile] += counts[tile] + shares[tile]
+            table[tile] = min(nearest(np.float32(totals[tile]) * scale), FULL)
     return tables, side
 
 
@@ -185,21 +186,21 @@ def _between(position, side, tiles):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _mix(tables, x, side, mixed):  # type: ignore[no-untyped-def]
-    """mixed float32 [tiles · 256] = every tile row's table for line x, the tiles on both sides weighted."""
-    before, after, weight = _between(x, side, len(tables))
-    first, second = tables[before].reshape(-1), tables[after].reshape(-1)
-    for i in range(len(mixed)):
-        mixed[i] = first[i] * (ONE - weight) + second[i] * weight
+def _interpolate(line, tables, tiles, across, before, after, weight):  # type: ignore[no-untyped-def]
+    """Each level of `line` uint8 [S] through the tables of the four tiles around it, in place.
 
-
-@njit
-def _interpolate(line, mixed, before, after, weight):  # type: ignore[no-untyped-def]
-    """Each level of `line` uint8 [S] through the tables that start at `before` and `after` uint32 [S], in place."""
+    Args:
+        tables: float32 [256 · tiles · tiles].
+        across: `_between` of the line; before, after uint32 [S], weight float32 [S]: of the pixels along it.
+    """
+    first, second, share = np.uint32(across[0] * tiles), np.uint32(across[1] * tiles), across[2]
+    pitch = np.uint32(tiles * tiles)
     for y in range(len(line)):
-        level = np.uint32(line[y])
-        value = mixed[before[y] + level] * (ONE - weight[y]) + mixed[after[y] + level] * weight[y]
-        line[y] = np.uint8(np.int32(nearest(value)))
+        row = np.uint32(line[y]) * pitch
+        a, b = np.uint32(row + before[y]), np.uint32(row + after[y])
+        low = tables[a + first] * (ONE - share) + tables[a + second] * share
+        high = tables[b + first] * (ONE - share) + tables[b + second] * share
+        line[y] = np.uint8(np.int32(nearest(low * (ONE - weight[y]) + high * weight[y])))
 
 
 @njit
@@ -209,12 +210,9 @@ def _equalise_plane(plane, clip_limit, tiles):  # type: ignore[no-untyped-def]
     tables, side = _tables(plane, clip_limit, tiles)
     before, after, weight = np.empty(size, np.uint32), np.empty(size, np.uint32), np.empty(size, np.float32)
     for y in range(size):
-        first, second, weight[y] = _between(y, side, tiles)
-        before[y], after[y] = first * LEVELS, second * LEVELS
-    mixed = np.empty(tiles * LEVELS, np.float32)
+        before[y], after[y], weight[y] = _between(y, side, tiles)
     for x in range(size):
-        _mix(tables, x, side, mixed)
-        _interpolate(plane[x], mixed, before, after, weight)
+        _interpolate(plane[x], tables.reshape(-1), tiles, _between(x, side, tiles), before, after, weight)
 
 
 @njit

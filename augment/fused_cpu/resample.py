@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.augment.fused_cpu.fixed import high, less, lift
+from penstock.augment.fused_cpu.fixed import less, lift
 from penstock.augment.fused_cpu.memory import ALIGNMENT, aligned, borrow, whole
-from penstock.augment.fused_cpu.vectors import RUN, SHORTS, prefetch, turn, weigh
+from penstock.augment.fused_cpu.vectors import MARGIN, NEGATIVE, RUN, SHORTS, prefetch, turn, weigh, weigh_signed
 from penstock.augment.jit import njit
 from penstock.augment.rows import Interpolation
 
@@ -27,11 +27,9 @@ BILINEAR, BICUBIC = int(Interpolation.BILINEAR), int(Interpolation.BICUBIC)
 STRIP, CHUNK = 32, 512  # output rows, and bytes of them: what is summed up and transposed in the first-level cache
 LINES, COLUMNS = 16, 8  # of a block that `turn` transposes
 ONE = 32768  # a weight of 1
-NEGATIVE = 49152  # weights from here up stand for themselves less 65536
 MANY = 32  # taps, from which on roundings in 16 bits would add up to too much
 WORD = np.uint32(16)
-# A cubic's sums are MARGIN levels too high, so that what undershoots stays positive, and at the end in 1/64 of a level.
-MARGIN = 128
+# Of sums in 32 bits, which at the end have 64 to a level and are MARGIN levels too high.
 FINAL_HALF, FINAL_ZERO, FINAL_BITS, FULL = np.uint16(32), np.uint16(64 * MARGIN), np.uint16(6), np.uint16(255)
 
 
@@ -43,7 +41,7 @@ class Taps(NamedTuple):
     Attributes:
         first, used: int64 [size].
         weight: uint16 [size, taps], in 1/ONE; from NEGATIVE up they stand for themselves less 65536. Each row adds up
-            to exactly ONE, so what is flat stays flat. Weights beyond those used are 0 up to a multiple of four.
+            to exactly ONE, so what is flat stays flat.
         exact: float64 [taps], scratch.
     """
 
@@ -102,7 +100,7 @@ def borrow_scratch(scratch):  # type: ignore[no-untyped-def]
     )
 
 
-@njit
+@njit(inline=True)
 def _kernel(t, cubic, a):  # type: ignore[no-untyped-def]
     """The filter at distance t: a triangle, or Keys' cubic (1981) with its parameter."""
     t = abs(t)
@@ -123,7 +121,6 @@ def _fill_two(taps, length, size):  # type: ignore[no-untyped-def]
         second = int((place - first) * ONE + 0.5)
         taps.first[i], taps.used[i] = first, 1 + (second > 0)  # there may be no second one
         taps.weight[i, 0], taps.weight[i, 1] = np.uint16(ONE - second), np.uint16(second)
-        taps.weight[i, 2], taps.weight[i, 3] = 0, 0
 
 
 @njit
@@ -168,12 +165,10 @@ def _quantise(exact, unit, weight, i, count):  # type: ignore[no-untyped-def]
         so_far += exact[k] * unit
         whole = int(np.floor(so_far))
         weight[i, k], given = np.uint16(whole - given), whole
-    for k in range(count, (count + 3) // 4 * 4):
-        weight[i, k] = 0
 
 
 @njit
-def _weigh_rows(rows, begin, pitch, taps, y, count, n, strip):  # type: ignore[no-untyped-def]
+def _weigh_rows(rows, begin, pitch, taps, cubic, y, count, n, strip):  # type: ignore[no-untyped-def]
     """strip = the n columns from `begin` on of `count` output rows from y on; the flat image's rows lie `pitch` apart.
 
     The input rows of the next strip are called for meanwhile.
@@ -181,12 +176,17 @@ def _weigh_rows(rows, begin, pitch, taps, y, count, n, strip):  # type: ignore[n
     last, most, weight = len(taps.first) - 1, taps.weight.shape[1], taps.weight.reshape(taps.weight.size)
     for r in range(count):
         i = y + r
-        for row in range(taps.first[min(i + STRIP, last)], taps.first[min(i + STRIP + 1, last)]):
+        ahead = min(i + STRIP, last)
+        begun, end = taps.first[ahead], taps.first[ahead] + taps.used[ahead]
+        for row in range(begun, min(end, taps.first[min(ahead + 1, last)])):
             for column in range(0, n, ALIGNMENT):
                 prefetch(rows, begin + row * pitch + column)
         first = begin + taps.first[i] * pitch
         for column in range(0, n, 2 * RUN):
-            weigh(rows, first + column, pitch, weight, i * most, taps.used[i], strip, r * CHUNK + column)
+            if cubic:
+                weigh_signed(rows, first + column, pitch, weight, i * most, taps.used[i], strip, r * CHUNK + column)
+            else:
+                weigh(rows, first + column, pitch, weight, i * most, taps.used[i], strip, r * CHUNK + column)
 
 
 @njit
@@ -201,34 +201,37 @@ def _turn_strip(strip, starts, n, target, begin, pitch):  # type: ignore[no-unty
 
 
 @njit
-def _weigh_columns(turned, pitch, taps, levels):  # type: ignore[no-untyped-def]
+def _weigh_columns(turned, pitch, taps, cubic, levels):  # type: ignore[no-untyped-def]
     """levels uint8 [3 · S · S] = the lines of [width, 3, pitch] resized; each spills into the next, made after it."""
     size, most, weight = len(taps.first), taps.weight.shape[1], taps.weight.reshape(taps.weight.size)
     for channel in range(3):
         for x in range(size):
             first, line = (taps.first[x] * 3 + channel) * pitch, (channel * size + x) * size
             for y in range(0, size, RUN):
-                weigh(turned, first + y, 3 * pitch, weight, x * most, taps.used[x], levels, line + y)
+                if cubic:
+                    weigh_signed(turned, first + y, 3 * pitch, weight, x * most, taps.used[x], levels, line + y)
+                else:
+                    weigh(turned, first + y, 3 * pitch, weight, x * most, taps.used[x], levels, line + y)
 
 
 @njit
-def _resize_bilinear(rows, step, box, how, antialias, scratch, planes):  # type: ignore[no-untyped-def]
+def _resize(rows, step, box, how, antialias, scratch, planes):  # type: ignore[no-untyped-def]
     """Vertically in strips that are transposed at once, then horizontally; between them levels keep 16 bits.
 
-    Rounded to bytes there, many pixels would end a level off, which strong jitter multiplies. `rows` is flat, its rows
-    lie `step` bytes apart.
+    Rounded to bytes there, many pixels would end a level off, which strong jitter multiplies; and a cubic overshoots:
+    what is over counts until the end (torch, OpenCV). `rows` is flat, its rows lie `step` bytes apart.
     """
     top, left, height, width = box
-    size, taps = planes.shape[1], scratch.taps
+    size, taps, cubic = planes.shape[1], scratch.taps, how == BICUBIC
     begin, pitch = top * step + 3 * left, whole(size, STRIP)
     fill_taps(taps, height, size, how, antialias)
     for y in range(0, size, STRIP):
         for column in range(0, 3 * width, CHUNK):
             n = min(CHUNK, 3 * width - column)
-            _weigh_rows(rows, begin + column, step, taps, y, min(STRIP, size - y), n, scratch.strip)
+            _weigh_rows(rows, begin + column, step, taps, cubic, y, min(STRIP, size - y), n, scratch.strip)
             _turn_strip(scratch.strip, scratch.starts, n, scratch.turned, column * pitch + y, pitch)
     fill_taps(taps, width, size, how, antialias)
-    _weigh_columns(scratch.turned, pitch, taps, planes.reshape(planes.size))
+    _weigh_columns(scratch.turned, pitch, taps, cubic, planes.reshape(planes.size))
 
 
 @njit
@@ -238,33 +241,8 @@ def _fill(line, value):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _sign(weight):  # type: ignore[no-untyped-def]
-    """All bits set where a weight is negative, none where it is not."""
-    return np.uint16(0xFFFF) if weight >= NEGATIVE else np.uint16(0)
-
-
-@njit
-def _signed(value, weight, negative):  # type: ignore[no-untyped-def]
-    """value · weight, the weight less 1 where `negative` has all its bits set; modulo 65536."""
-    return np.uint16(high(value, weight) - (value & negative))
-
-
-@njit
-def _add_four_signed(lines, begin, i, k, taps, out):  # type: ignore[no-untyped-def]
-    target = out[i]
-    first, last, end = taps.first[i] + k, len(lines) - 1, begin + len(target)
-    t, u, v, w = taps.weight[i, k], taps.weight[i, k + 1], taps.weight[i, k + 2], taps.weight[i, k + 3]
-    nt, nu, nv, nw = _sign(t), _sign(u), _sign(v), _sign(w)
-    a, b = lines[first, begin:end], lines[min(first + 1, last), begin:end]
-    c, d = lines[min(first + 2, last), begin:end], lines[min(first + 3, last), begin:end]
-    for j in range(len(target)):
-        more = _signed(a[j], t, nt) + _signed(b[j], u, nu) + _signed(c[j], v, nv) + _signed(d[j], w, nw)
-        target[j] = np.uint16(target[j] + more)
-
-
-@njit
 def _add_wide(lines, begin, i, k, taps, wide):  # type: ignore[no-untyped-def]
-    """The same for one tap in 32 bits, where nothing is rounded."""
+    """wide [n] += one tap of output i."""
     weight, line = int(taps.weight[i, k]), lines[taps.first[i] + k, begin : begin + len(wide)]
     w = np.uint32(weight - 65536 if weight >= NEGATIVE else weight)
     for j in range(len(wide)):
@@ -279,19 +257,14 @@ def _narrow(wide, out, row):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _resample_signed(lines, begin, taps, start, out):  # type: ignore[no-untyped-def]
+def _resample_wide(lines, begin, taps, start, out):  # type: ignore[no-untyped-def]
     """out uint16 [S, n] = start + half of the weighted lines[:, begin : begin + n], modulo 65536."""
     wide = np.empty(out.shape[1], np.uint32)
     for i in range(len(out)):
-        if taps.used[i] > MANY:
-            _fill(wide, np.uint32(start * 65536 + 32768))
-            for k in range(taps.used[i]):
-                _add_wide(lines, begin, i, k, taps, wide)
-            _narrow(wide, out, i)
-        else:
-            _fill(out[i], np.uint16(start + taps.used[i] // 2))
-            for k in range(0, taps.used[i], 4):
-                _add_four_signed(lines, begin, i, k, taps, out)
+        _fill(wide, np.uint32(start * 65536 + 32768))
+        for k in range(taps.used[i]):
+            _add_wide(lines, begin, i, k, taps, wide)
+        _narrow(wide, out, i)
 
 
 @njit
@@ -301,22 +274,22 @@ def _lift_all(levels, out):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _round_signed(sums, out):  # type: ignore[no-untyped-def]
-    """out uint8 = a cubic's final sums, rounded and clamped."""
+def _round_wide(sums, out):  # type: ignore[no-untyped-def]
+    """out uint8 = the final sums, rounded and clamped."""
     for j in range(len(out)):
         out[j] = np.uint8(min(np.uint16(less(np.uint16(sums[j] + FINAL_HALF), FINAL_ZERO) >> FINAL_BITS), FULL))
 
 
 @njit
-def _resize_any(image, box, how, antialias, scratch, planes):  # type: ignore[no-untyped-def]
-    """The same in 16 bits all along: a cubic overshoots, and what is over counts until the end (torch, OpenCV)."""
+def _resize_wide(image, box, how, antialias, scratch, planes):  # type: ignore[no-untyped-def]
+    """`_resize` for crops that shrink far: its sums have 32 bits, so no number of taps is too many."""
     top, left, height, width = box
     size, taps = planes.shape[1], scratch.taps
     lifted, down = np.empty((height, width * 3), np.uint16), np.empty((size, width * 3), np.uint16)
     for y in range(height):
         _lift_all(image[top + y, left : left + width].reshape(width * 3), lifted[y])
     fill_taps(taps, height, size, how, antialias)
-    _resample_signed(lifted, 0, taps, MARGIN * 128, down)
+    _resample_wide(lifted, 0, taps, MARGIN * 128, down)
 
     turned, sums = np.empty((width, 3 * size), np.uint16), np.empty((size, size), np.uint16)
     for x in range(width):
@@ -325,15 +298,16 @@ def _resize_any(image, box, how, antialias, scratch, planes):  # type: ignore[no
                 turned[x, channel * size + y] = down[y, 3 * x + channel]
     fill_taps(taps, width, size, how, antialias)
     for channel in range(3):
-        _resample_signed(turned, channel * size, taps, 0, sums)
-        _round_signed(sums.reshape(size * size), planes[channel].reshape(size * size))
+        _resample_wide(turned, channel * size, taps, 0, sums)
+        _round_wide(sums.reshape(size * size), planes[channel].reshape(size * size))
 
 
 @njit
 def _copy_rows(rows, begin, step, height, n, copied):  # type: ignore[no-untyped-def]
     for row in range(height):
-        for column in range(n):
-            copied[row * n + column] = rows[begin + row * step + column]
+        source, target = rows[begin + row * step :], copied[row * n : (row + 1) * n]
+        for column in range(n):  # a memcpy, which it is not without slices
+            target[column] = source[column]
 
 
 @njit
@@ -347,11 +321,12 @@ def resize_crop(rows, height, width, values, scratch, planes):  # type: ignore[n
     """
     box = int(values[0]), int(values[1]), int(values[2]), int(values[3])
     how, antialias = int(values[4]), values[5] != 0
-    if how != BILINEAR or max(box[2], box[3]) * 2 >= MANY * planes.shape[1]:
+    taps = 4 if how == BICUBIC else 2  # to a pixel of the view, and as many times more as it takes in
+    if antialias and max(box[2], box[3]) * taps >= MANY * planes.shape[1]:
         image = rows[: height * width * 3].reshape((height, width, 3))
-        return _resize_any(image, box, how, antialias, scratch, planes)
+        return _resize_wide(image, box, how, antialias, scratch, planes)
     begin, step, n = (box[0] * width + box[1]) * 3, width * 3, box[3] * 3
     if begin + (box[2] - 1) * step + whole(n, 2 * RUN) > len(rows):  # a sum of whole runs reads more than there is
         _copy_rows(rows, begin, step, box[2], n, scratch.copied)
         rows, step, box = scratch.copied, n, (0, 0, box[2], box[3])
-    _resize_bilinear(rows, step, box, how, antialias, scratch, planes)
+    _resize(rows, step, box, how, antialias, scratch, planes)

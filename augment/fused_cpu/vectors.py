@@ -3,7 +3,7 @@
 | function | what it does |
 |---|---|
 | `turn` | transposes a block in registers |
-| `weigh` | sums up lines with weights, for the crop |
+| `weigh`, `weigh_signed` | sum up lines with weights, for the crop |
 | `blur` | sums up lines and their mirror images with weights |
 | `normalise` | makes float32 numbers of bytes and writes them past the caches, which they would only fill |
 | `prefetch`, `fence` | call for memory early; finish what was written past the caches |
@@ -30,6 +30,8 @@ LEVELS, TERMS = 3 * PIXELS, 4 * PIXELS  # numbers of each term: more than one tu
 SHORTS = 32  # numbers of 16 bits in a vector
 RUN = 2 * SHORTS  # numbers of 16 bits that are summed at once; twice as many where they come from bytes
 BITS = 7  # a sum has 128 to a level
+NEGATIVE = 49152  # signed weights from here up stand for themselves less 65536
+MARGIN = 128  # levels by which sums of signed products are too high, so that what undershoots stays positive
 INDEX, BYTE, SHORT, NUMBER, REAL = ir.IntType(64), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
 LINE = ir.VectorType(SHORT, SHORTS)
 
@@ -74,6 +76,16 @@ def _high(builder: Any, a: Any, b: Any) -> Any:
     return builder.call(function, [a, b, NUMBER(16)])
 
 
+def _product(builder: Any, line: Any, weight: Any) -> Any:
+    return _high(builder, line, _spread(builder, weight))
+
+
+def _signed_product(builder: Any, line: Any, weight: Any) -> Any:
+    """The same, modulo 65536, of a weight that from NEGATIVE up stands for itself less 65536."""
+    negative = builder.sext(builder.icmp_unsigned(">=", weight, SHORT(NEGATIVE)), SHORT)
+    return builder.sub(_product(builder, line, weight), builder.and_(line, _spread(builder, negative)))
+
+
 def _sum(builder: Any, totals: list[Any], first: int, count: Any, terms: Callable[[Any], list[Any]]) -> list[Any]:
     """The totals plus the terms of k = first … count - 1."""
     places = [cgutils.alloca_once_value(builder, total) for total in totals]
@@ -91,6 +103,15 @@ def _to_bytes(builder: Any, total: Any) -> Any:
 def _to_lifted(builder: Any, total: Any) -> Any:
     """The same, as lifted levels."""
     return builder.shl(builder.sub(total, _same(1 << BITS - 1)), _same(1))
+
+
+def _clamp(builder: Any, total: Any) -> Any:
+    """A sum in 1/64 of a level, MARGIN levels too high, as bytes: rounded, clamped."""
+    kind = ir.FunctionType(LINE, [LINE, LINE])
+    less = cgutils.get_or_insert_function(builder.module, kind, f"llvm.usub.sat.v{SHORTS}i16")
+    least = cgutils.get_or_insert_function(builder.module, kind, f"llvm.umin.v{SHORTS}i16")
+    level = builder.lshr(builder.call(less, [builder.add(total, _same(32)), _same(64 * MARGIN)]), _same(6))
+    return builder.trunc(builder.call(least, [level, _same(255)]), ir.VectorType(BYTE, SHORTS))
 
 
 def _interleave(builder: Any, lines: list[Any], length: int) -> list[Any]:
@@ -131,39 +152,52 @@ def _turn(
     return types.void(source, starts, index, index, target, index, index), generate
 
 
-def _weigh(
-    typing_context: Any, source: Any, first: Any, pitch: Any, weight: Any, begin: Any, count: Any, target: Any, at: Any
-) -> Any:
+def _weigh(signed: bool) -> Callable[..., Any]:
     """target[at:] = the sum of weight[begin + k] · source[first + k·pitch:] over k < count.
 
     Either 2 · RUN bytes to lifted levels, in pieces of SHORTS, of even and of odd columns in turn; or RUN lifted levels
-    to bytes.
+    to bytes. With `signed` weights, see `_signed_product`, there are sums between the two instead of lifted levels, in
+    1/128 of a level, MARGIN levels too high.
     """
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _, first, pitch, _, begin, count, _, at = arguments
-        levels, weights, out = (_Array(context, builder, signature.args[i], arguments[i]) for i in (0, 3, 6))
+    def weigh(
+        context: Any, source: Any, first: Any, pitch: Any, weight: Any, begin: Any, count: Any, target: Any, at: Any
+    ) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            _, first, pitch, _, begin, count, _, at = arguments
+            levels, weights, out = (_Array(context, builder, signature.args[i], arguments[i]) for i in (0, 3, 6))
+            product = _signed_product if signed else _product
 
-        def terms(k: Any) -> list[Any]:
-            share = _spread(builder, weights.load(builder.add(begin, k), SHORT))
-            place, lines = builder.add(first, builder.mul(k, pitch)), []
-            for part in range(2):
-                offset = INDEX(part * SHORTS * (2 if levels.bytewise else 1))
-                line = levels.load(builder.add(place, offset), LINE)
-                even, odd = builder.shl(line, _same(8)), builder.and_(line, _same(0xFF00))
-                lines += [even, odd] if levels.bytewise else [line]
-            return [_high(builder, line, share) for line in lines]
+            def terms(k: Any) -> list[Any]:
+                share = weights.load(builder.add(begin, k), SHORT)
+                place, lines = builder.add(first, builder.mul(k, pitch)), []
+                for part in range(2):
+                    offset = INDEX(part * SHORTS * (2 if levels.bytewise else 1))
+                    line = levels.load(builder.add(place, offset), LINE)
+                    even, odd = builder.shl(line, _same(8)), builder.and_(line, _same(0xFF00))
+                    lines += [even, odd] if levels.bytewise else [line]
+                return [product(builder, line, share) for line in lines]
 
-        # Products are rounded down, by half a unit each on average; from four on that counts.
-        lost = builder.select(builder.icmp_signed(">", count, INDEX(3)), builder.lshr(count, INDEX(1)), INDEX(0))
-        start = _spread(builder, builder.add(lost, INDEX(1 << BITS - 1)))
-        for part, total in enumerate(_sum(builder, [start] * (4 if levels.bytewise else 2), 0, count, terms)):
-            settled = _to_bytes(builder, total) if out.bytewise else _to_lifted(builder, total)
-            out.store(settled, builder.add(at, INDEX(part * SHORTS)))
-        return context.get_dummy_value()
+            # Products are rounded down, by half a unit each on average; unsigned ones do not show it before the fourth.
+            lost = builder.lshr(count, INDEX(1))
+            if signed:
+                start = builder.add(lost, INDEX(MARGIN << BITS if levels.bytewise else 0))
+            else:
+                lost = builder.select(builder.icmp_signed(">", count, INDEX(3)), lost, INDEX(0))
+                start = builder.add(lost, INDEX(1 << BITS - 1))
+            begun = [_spread(builder, start)] * (4 if levels.bytewise else 2)
+            for part, total in enumerate(_sum(builder, begun, 0, count, terms)):
+                if signed:
+                    settled = _clamp(builder, total) if out.bytewise else total
+                else:
+                    settled = _to_bytes(builder, total) if out.bytewise else _to_lifted(builder, total)
+                out.store(settled, builder.add(at, INDEX(part * SHORTS)))
+            return context.get_dummy_value()
 
-    index = types.int64
-    return types.void(source, index, index, weight, index, index, target, index), generate
+        index = types.int64
+        return types.void(source, index, index, weight, index, index, target, index), generate
+
+    return weigh
 
 
 def _blur(typing_context: Any, source: Any, centre: Any, step: Any, weight: Any, target: Any, at: Any) -> Any:
@@ -248,7 +282,8 @@ def _fence(typing_context: Any) -> Any:
 
 
 turn: Any = intrinsic(_turn)
-weigh: Any = intrinsic(_weigh)
+weigh: Any = intrinsic(_weigh(signed=False))
+weigh_signed: Any = intrinsic(_weigh(signed=True))
 blur: Any = intrinsic(_blur)
 normalise: Any = intrinsic(_normalise)
 prefetch: Any = intrinsic(_prefetch)
