@@ -77,30 +77,48 @@ def build_backbone(arch: str, *, width: int = 64, stem: str = "auto", size: int 
         arch: a name of torchvision's (`resnet18`, `convnext_tiny`, …) or `timm:NAME`.
         width: channels of a ResNet's first stage; 64 is the published network.
         stem: a name in STEMS, or `auto`; for ResNets.
-        size: side of the views, which decides `auto`.
+        size: side of the views, which decides `auto`, and which the network is tried on.
 
     Raises:
-        UserError: unknown name, or a width or stem asked of a network that is no ResNet.
+        UserError: unknown name, a width or stem asked of a network that is no ResNet, or views that it cannot take.
         MissingExtra: a timm name where timm is not installed.
     """
+    names = torchvision.models.list_models(module=torchvision.models)
     if arch.startswith("timm:"):
         _only_resnets(arch, width, stem)
-        return _timm_backbone(arch.removeprefix("timm:"))
-    names = torchvision.models.list_models(module=torchvision.models)
-    if arch not in names:
+        backbone = _timm_backbone(arch.removeprefix("timm:"))
+    elif arch not in names:
         raise UserError(
             f"--arch {arch!r} is not known: torchvision has {_resembling(arch, names)}; timm's are timm:NAME"
         )
-    with torch.device("meta"):  # only its shape is of interest
-        template = torchvision.models.get_model(arch, weights=None)
-    if isinstance(template, torchvision.models.ResNet):
-        if width < 8 or width % 8:
-            raise UserError(f"--width {width}: a ResNet's width is a multiple of 8; the published networks have 64")
-        network = ScaledResNet(template, width=width, stem=STEMS[choose_stem(stem, size)])
+    elif takes_width(arch):
+        backbone = _resnet(arch, width, choose_stem(stem, size))
     else:
         _only_resnets(arch, width, stem)
-        network = torchvision.models.get_model(arch, weights=None)
-    return _without_classifier(network)
+        backbone = _torchvision_backbone(arch)
+    return backbone, count_features(backbone, arch, size)
+
+
+@torch.no_grad()
+def count_features(backbone: nn.Module, arch: str, size: int) -> int:
+    """How many features a network makes of a view of `size` pixels.
+
+    Raises:
+        UserError: it cannot take such a view: many are built for one size, or for a least one.
+    """
+    device = next(backbone.parameters()).device
+    was_training = backbone.training
+    try:
+        features: torch.Tensor = backbone.eval()(torch.zeros(1, 3, size, size, device=device))
+    except Exception as error:  # each network says it in its own way
+        reason = str(error).strip().partition("\n")[0].rstrip(".!")
+        raise UserError(
+            f"--arch {arch} cannot take views of {size} px ({reason}): choose another --size, a --recipe without such"
+            " views, or another --arch"
+        ) from None
+    finally:
+        backbone.train(was_training)
+    return features.shape[1]
 
 
 def _only_resnets(arch: str, width: int, stem: str) -> None:
@@ -113,7 +131,7 @@ def _resembling(arch: str, names: list[str]) -> str:
     return ", ".join(family[:8])
 
 
-def _timm_backbone(name: str) -> tuple[nn.Module, int]:
+def _timm_backbone(name: str) -> nn.Module:
     try:
         import timm
     except ImportError:
@@ -121,16 +139,28 @@ def _timm_backbone(name: str) -> tuple[nn.Module, int]:
     if not timm.is_model(name):
         known = ", ".join(timm.list_models(f"{name[:6]}*")[:8]) or "resnet18, convnext_atto, vit_tiny_patch16_224, …"
         raise UserError(f"--arch timm:{name} is not known: timm has {known}")
-    network = timm.create_model(name, num_classes=0)
-    features = network.num_features
-    assert isinstance(features, int)
-    return network, features
+    return timm.create_model(name, num_classes=0)
 
 
-def _without_classifier(network: nn.Module) -> tuple[nn.Module, int]:
+def _resnet(arch: str, width: int, stem: str) -> nn.Module:
+    if width < 8 or width % 8:
+        raise UserError(f"--width {width}: a ResNet's width is a multiple of 8; the published networks have 64")
+    with torch.device("meta"):  # only its shape is of interest
+        template = torchvision.models.get_model(arch, weights=None)
+    return _without_classifier(ScaledResNet(template, width=width, stem=STEMS[stem]), arch)
+
+
+def _torchvision_backbone(arch: str) -> nn.Module:
+    # In training these two would also give what their auxiliary classifiers say.
+    options = {"aux_logits": False, "init_weights": True} if arch in ("googlenet", "inception_v3") else {}
+    return _without_classifier(torchvision.models.get_model(arch, weights=None, **options), arch)
+
+
+def _without_classifier(network: nn.Module, arch: str) -> nn.Module:
     """Put the identity in the place of the last linear layer, which in torchvision's networks is the classifier."""
-    linear = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
-    name = list(linear)[-1]
-    parent, _, attribute = name.rpartition(".")
+    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise UserError(f"--arch {arch} has no linear classifier, below which its features would lie: choose another")
+    parent, _, attribute = linear[-1].rpartition(".")
     setattr(network.get_submodule(parent), attribute, nn.Identity())
-    return network, linear[name].in_features
+    return network

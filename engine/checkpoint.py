@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+import zipfile
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
@@ -141,13 +142,26 @@ def load_checkpoint(path: Path, *, what: str = "--resume") -> dict[str, Any]:
     given = f"{what} {path}" if what else f"{path}"
     if not path.is_file():
         raise UserError(f"{given}: there is no such file; a run keeps its checkpoint as OUT/last.pt")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError):  # torch speaks of pickles
-        raise UserError(f"{given}: this is no checkpoint, or a damaged one") from None
+    state = read_torch(path, otherwise=f"{given}: this is no checkpoint, or a damaged one")
     if not isinstance(state, dict) or "penstock" not in state:
         raise UserError(f"{given}: this is no checkpoint of a run; weights to start from are given as --init")
     return state
+
+
+def read_torch(path: Path, *, otherwise: str) -> Any:
+    """What `torch.save` wrote, on the CPU. Its checksums are held first: torch reads past them.
+
+    Raises:
+        UserError: `otherwise`, where it is something else, or damaged.
+    """
+    try:
+        if zipfile.is_zipfile(path):  # torch wrote plain pickles before 1.6
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise zipfile.BadZipFile(damaged)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, LookupError):
+        raise UserError(otherwise) from None  # torch speaks of pickles
 
 
 def check_same_run(path: Path, saved: TrainConfig, config: TrainConfig) -> None:
@@ -159,7 +173,8 @@ def check_same_run(path: Path, saved: TrainConfig, config: TrainConfig) -> None:
     for field in FIXED:
         was, now = getattr(saved, field), getattr(config, field)
         if was != now:
+            had = f"no {flag(field)}" if was is None else f"{flag(field)} {was}"
             raise UserError(
-                f"--resume {path}: it was trained with {flag(field)} {was}, not {now}: leave {flag(field)} out to go"
-                f" on with {was}, or start anew from its weights with --init {path}"
+                f"--resume {path}: it was trained with {had}, not {now}: leave {flag(field)} out to go on as it was, or"
+                f" start anew from its weights with --init {path}"
             )

@@ -112,7 +112,8 @@ class TrainConfig:
     """A ResNet's first layers: imagenet (7×7, stride 2, max-pool), half (3×3, stride 2), cifar (3×3, stride 1), or
     auto (default): cifar for views of up to 64 pixels."""
     init: Path | None = None
-    """Weights to start the backbone from: a state dict (.pth, .safetensors) or a checkpoint of ours."""
+    """Weights to start the backbone from: a state dict (.pth, .safetensors), a checkpoint of ours, or a run's
+    folder."""
 
     # Optimization
     epochs: int | None = None

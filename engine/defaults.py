@@ -11,6 +11,7 @@ from typing import Any
 
 from penstock.augment import load_recipe
 from penstock.augment.executors import EXECUTORS, fallback_opcodes, split_names
+from penstock.augment.recipe import SMALLEST
 from penstock.counts import counted
 from penstock.engine.backbones import choose_stem, takes_width
 from penstock.engine.config import CompleteConfig, TrainConfig, flag
@@ -64,13 +65,14 @@ METHODS: dict[str, Settings] = {
 }  # fmt: skip
 
 # On sets of small images: the MoCo authors' CIFAR-10 demo, and Huang et al. (arXiv 2111.00743), who train all with SGD.
+# Barlow Twins keeps its paper's LARS, whose steps hardly depend on the loss's scale: behind their .11 it is not known.
 _SMALL_MOCO: Settings = {"temperature": 0.1, "momentum": 0.99}
 SMALL: dict[str, Settings] = {
     "moco-v1": _SMALL_MOCO | {"schedule": "cosine"},
     "moco-v2": _SMALL_MOCO,
     "moco-v2+": _SMALL_MOCO,
     "simclr": _SGD | {"head": "mlp", "temperature": 0.5},
-    "barlow-twins": _SGD | {"base_lr": 0.055, "hidden": 2048, "dim": 2048},
+    "barlow-twins": {"hidden": 2048, "dim": 2048},
     "simsiam": _SGD | {"base_lr": 0.03, "head_layers": 2},
     "byol": _SGD | {"hidden": 1024, "predictor": 1024},
     "swav": _SGD | {"hidden": 512, "prototypes": 512},
@@ -111,11 +113,11 @@ CHOICES = {
     "knn_features": ("backbone", "projection"),
     "keep_best": ("knn", "logistic"),
 }
-POSITIVE = ("subset", "size", "first_size", "temperature", "epsilon", "prototypes", "dim", "predictor", "head_layers",
+POSITIVE = ("subset", "size", "temperature", "epsilon", "prototypes", "dim", "predictor", "head_layers",
             "bn_splits", "width", "epochs", "batch", "accumulate", "lr", "bias_lr_ratio", "log_every",
             "save_every", "checkpoint_steps", "knn_k", "knn_temperature", "workers")  # fmt: skip
 NOT_NEGATIVE = ("queue", "queue_start", "frozen", "redundancy", "hidden", "weight_decay", "warmup_epochs", "final_lr",
-                "knn_every", "logistic_every", "seed")  # fmt: skip
+                "knn_every", "logistic_every")  # fmt: skip
 SHARES = ("debias", "momentum", "sgd_momentum")
 
 
@@ -137,11 +139,16 @@ def check_choices(config: TrainConfig) -> None:
         (POSITIVE, math.ulp(0), math.inf, "this must be more than 0"),
         (NOT_NEGATIVE, 0, math.inf, "this must be 0 or more"),
         (SHARES, 0, 1, "this is a share, from 0 to less than 1"),
+        (("first_size",), SMALLEST, math.inf, f"views have {SMALLEST} pixels or more"),
+        (("seed",), 0, 2**64, "a seed is at least 0, and less than 2^64"),
     ):
         for field in fields:
             value = getattr(config, field)
             if value is not None and not least <= value < below:
                 raise UserError(f"{flag(field)} {value}: {rule}")
+    for drop in config.drops:
+        if not 0 < drop < 1:
+            raise UserError(f"--drops {drop:g}: these are shares of the run, such as 0.6 for epoch 60 of 100")
 
 
 def _check_belongs(config: TrainConfig) -> None:
@@ -243,8 +250,12 @@ def _default_queue(length: int, keys: int) -> int:
 
 def _check_sizes(config: CompleteConfig, length: int, world: int) -> None:
     batch, parts = config.batch, config.accumulate
+    images = counted(length, "image")
+    if length < 2:
+        raise UserError(
+            f"{images} to train on, where a step compares 2 or more: use a larger --subset, or other --data"
+        )
     if batch > length:
-        images = counted(length, "image")
         raise UserError(f"--batch {batch} is larger than the data ({images}): use --batch {length} or less")
     if batch % world:
         raise UserError(f"--batch {batch} does not divide among {world} ranks: use a multiple of {world}")
@@ -290,13 +301,14 @@ def _check_sizes(config: CompleteConfig, length: int, world: int) -> None:
 def _check_queue(config: CompleteConfig, keys: int) -> None:
     """Hold that `keys`, what a step brings, fill a whole part of MoCo's queue, and that SwAV's takes in a batch."""
     if config.method.startswith("moco") and (config.queue < keys or config.queue % keys):
-        raise UserError(
-            f"--queue {config.queue} is not a multiple of the {keys} keys that a step brings"
-            f"{' (both views of each image)' if config.symmetric else ''}:"
-            f" use --queue {max(keys, config.queue // keys * keys)}, or another --batch"
-        )
-    if config.method == "swav" and 0 < config.queue < config.batch:
-        raise UserError(
-            f"--queue {config.queue} is shorter than a batch of {config.batch}: use --queue {15 * config.batch}"
-            " (15 batches, as in the paper), or 0 for none"
-        )
+        both = " (both views of each image)" if config.symmetric else ""
+        wrong = f"is not a multiple of the {keys} keys that a step brings{both}"
+        remedy = f"--queue {max(keys, config.queue // keys * keys)}, or another --batch"
+    elif config.method == "swav" and 0 < config.queue < config.batch:
+        wrong = f"is shorter than a batch of {config.batch}"
+        remedy = f"--queue {15 * config.batch} (15 batches, as in the paper), or 0 for none"
+    else:
+        return
+    if config.resume not in (None, "auto"):  # the queue is the checkpoint's; auto may begin anew
+        remedy = "another --batch"
+    raise UserError(f"--queue {config.queue} {wrong}: use {remedy}")

@@ -28,6 +28,7 @@ from penstock.augment import Recipe, load_recipe
 from penstock.augment.executors import split_names
 from penstock.augment.recipes import dump_recipe, parse_recipe
 from penstock.counts import counted
+from penstock.engine.backbones import count_features
 from penstock.engine.checkpoint import Position, check_same_run, load_checkpoint
 from penstock.engine.config import CompleteConfig, TrainConfig, from_dict
 from penstock.engine.csv_log import read_csv
@@ -82,6 +83,10 @@ def parse(arguments: list[str] | None = None) -> tuple[TrainConfig, State | None
     if config.resume == "auto" and not path.exists():
         return config, None
     state = load_checkpoint(path)
+    if "config" not in state:
+        raise UserError(
+            f"--resume {path}: this is no checkpoint of a pre-training run: name a run's folder, or its last.pt"
+        )
     saved = from_dict(state["config"])
     default = dataclasses.replace(saved, out=path.parent, resume=None)
     config = read_options(TrainConfig, __doc__, arguments, default=default)
@@ -104,6 +109,7 @@ def train(given: TrainConfig, state: State | None, team: Team) -> int:
     begun = dataclasses.replace(config, init=None) if state else config  # the checkpoint holds what --init brought
     method = build_method(begun, team)
     check_views(config, method, recipe)
+    count_features(method.encoder.backbone, config.arch, recipe.smallest)  # or say that it takes no such views
     precision = check_precision(precision, config.amp, method.encoder.backbone, recipe.smallest)
     if state is not None and state["samples"] != len(source):
         was = f"{state['samples']:,} images, and {config.data} now has {len(source):,}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from penstock.engine.checkpoint import read_torch
 from penstock.errors import UserError
 
 WRAPPERS = re.compile(r"^(module\.|encoder_q\.|encoder\.|backbone\.|base_encoder\.)+")  # of DDP, ours, MoCo v1 to v3
@@ -27,6 +27,8 @@ def load_weights(backbone: nn.Module, path: Path, arch: str) -> None:
         for name, tensor in _read(path).items()
         if isinstance(tensor, torch.Tensor) and not name.startswith(OTHER_NETWORK)
     }
+    if found.keys() == {"weight", "bias"}:
+        raise UserError(f"--init {path} holds a linear layer alone, no backbone: name the run that it was trained on")
     for name, own in backbone.state_dict().items():
         if name not in found:
             if name.endswith("num_batches_tracked"):  # older files lack it, and nothing reads it
@@ -44,6 +46,7 @@ def load_weights(backbone: nn.Module, path: Path, arch: str) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    path = path / "last.pt" if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"--init {path}: there is no such file")
     if path.suffix == ".safetensors":
@@ -54,13 +57,10 @@ def _read(path: Path) -> dict[str, Any]:
             return load_file(path)
         except SafetensorError as error:
             raise UserError(f"--init {path}: not a readable safetensors file ({error})") from None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError):  # torch speaks of pickles
-        raise UserError(f"--init {path}: not a readable file of weights") from None
+    state = read_torch(path, otherwise=f"--init {path}: not a readable file of weights")
     if not isinstance(state, dict):
         raise UserError(f"--init {path}: holds a {type(state).__name__}, not named weights")
-    for nested in ("method", "state_dict", "model"):  # our checkpoints; the MoCo authors' and most others'; timm's
+    for nested in ("method", "network", "state_dict", "model"):  # ours; the MoCo authors' and most others'; timm's
         if isinstance(state.get(nested), dict):
             return state[nested]
     return state

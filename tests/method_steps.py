@@ -7,6 +7,12 @@ from collections.abc import Callable
 import torch
 
 from penstock.engine.method import Method
+from penstock.engine.methods.queue import Queue
+
+
+def oldest_first(queue: Queue) -> torch.Tensor:
+    """The ring's keys [K, C], unrolled."""
+    return queue.keys.roll(-queue.pushed, 0)
 
 
 def run(

@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from concurrent.futures import wait
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,16 @@ import torch
 from torch import nn
 
 from penstock.engine import checkpoint
-from penstock.engine.checkpoint import CheckpointWriter, NotWritten, load_checkpoint, on_host, save_checkpoint
+from penstock.engine.checkpoint import (
+    CheckpointWriter,
+    NotWritten,
+    check_same_run,
+    load_checkpoint,
+    on_host,
+    save_checkpoint,
+)
+from penstock.engine.config import TrainConfig
+from penstock.errors import UserError
 
 
 @pytest.fixture
@@ -120,6 +130,24 @@ def test_a_disk_that_is_full_in_mid_tensor_is_called_so(tmp_path: Path) -> None:
     with pytest.raises(NotWritten, match=r"\(No space left on device\)$"):
         save_checkpoint(tmp_path / "last.pt", {"method": torch.zeros(1 << 20)})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_tensor_is_no_checkpoint(tmp_path: Path) -> None:
+    """torch itself reads past the checksums."""
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"method": {"weights": torch.zeros(1 << 12)}})
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert torch.load(path, weights_only=True)["method"]["weights"].count_nonzero() == 1
+    with pytest.raises(UserError, match=r"^--resume .*last.pt: this is no checkpoint, or a damaged one$"):
+        load_checkpoint(path)
+
+
+def test_a_setting_that_a_run_began_without_is_not_said_to_be_none() -> None:
+    saved = TrainConfig()
+    with pytest.raises(UserError, match=r"trained with no --init, not new\.pth: leave --init out to go on as it was"):
+        check_same_run(Path("last.pt"), saved, replace(saved, init=Path("new.pth")))
 
 
 def test_a_copy_loads_as_the_state_itself() -> None:

@@ -72,6 +72,8 @@ def test_what_is_not_given_comes_from_the_method_and_the_data() -> None:
         ({"batch": 64, "queue": 64, "mochi": (65, 8, 8)}, "--mochi 65: there are only 64 negatives"),
         ({"first_size": 16, "epochs": 1}, "--first-size 16: one epoch has no time to grow"),
         ({"warmup_epochs": 5.0, "epochs": 5}, "--warmup-epochs 5: the run is over after 5 epochs"),
+        ({"queue": 64, "batch": 128, "resume": "last.pt"}, "keys that a step brings: use another --batch$"),
+        ({"queue": 64, "batch": 128, "resume": "auto"}, "use --queue 128, or another --batch$"),  # it may begin anew
         ({"final_lr": 1.0, "lr": 0.1}, "--final-lr 1 is more than --lr 0.1"),
         ({"bias_lr_ratio": 0.5}, "--bias-lr-ratio 0.5 is a setting of LARS, and this run's optimizer is sgd"),
     ],
@@ -158,6 +160,11 @@ def test_every_method_is_documented_has_its_settings_and_can_be_built() -> None:
         ({"weight_decay": -1.0}, "--weight-decay -1.0: this must be 0 or more"),
         ({"sgd_momentum": 1.0}, "--sgd-momentum 1.0: this is a share"),
         ({"method": "swav", "queue": -5}, "--queue -5: this must be 0 or more"),
+        ({"first_size": 7}, "--first-size 7: views have 8 pixels or more"),
+        ({"seed": 2**64}, r"--seed 18446744073709551616: a seed is at least 0, and less than 2\^64"),
+        ({"seed": -1}, "--seed -1: a seed is at least 0"),
+        ({"drops": (0.5, 160.0)}, "--drops 160: these are shares of the run"),
+        ({"drops": (0.0,)}, "--drops 0: these are shares of the run"),
     ],
 )
 def test_settings_that_a_method_would_ignore_are_refused(given: dict[str, object], message: str) -> None:
@@ -179,8 +186,15 @@ def test_another_optimizer_than_the_method_s_has_a_learning_rate_of_its_own() ->
     shapes = {"source": "shapes-train", "length": 4096, "world": 1}
     assert complete(TrainConfig(), **shapes).lr == 1.5e-3  # the embedded set's, which is for AdamW
     assert complete(TrainConfig(optimizer="sgd"), **shapes).lr == pytest.approx(0.03)
-    assert complete(TrainConfig(method="barlow-twins", optimizer="sgd"), **shapes).lr == pytest.approx(0.055)
+    assert complete(TrainConfig(method="barlow-twins", optimizer="lars"), **shapes).lr == pytest.approx(0.2)
     assert complete(TrainConfig(method="simclr", optimizer="sgd"), **imagenet).weight_decay == 1e-4  # LARS has 1e-6
+
+
+def test_small_images_are_trained_on_by_sgd_but_for_barlow_twins() -> None:
+    """Whose loss, a sum over C², Huang et al.'s learning rate of .11 is too much for."""
+    for method in METHODS:
+        assert (settings(method=method).optimizer == "sgd") == (method != "barlow-twins")
+    assert settings(method="barlow-twins").lr == pytest.approx(0.4)
 
 
 def test_biases_have_a_learning_rate_of_their_own_in_barlow_twins_with_lars() -> None:
@@ -188,7 +202,7 @@ def test_biases_have_a_learning_rate_of_their_own_in_barlow_twins_with_lars() ->
     for method in METHODS:
         expected = 0.024 if method == "barlow-twins" else 1.0
         assert complete(TrainConfig(method=method), **imagenet).bias_lr_ratio == expected
-        assert settings(method=method).bias_lr_ratio == 1.0  # SGD, as Huang et al. have it
+        assert settings(method=method, optimizer="sgd").bias_lr_ratio == 1.0
         assert settings(method=method, optimizer="lars").bias_lr_ratio == expected
     assert settings(method="barlow-twins", optimizer="lars", bias_lr_ratio=1.0).bias_lr_ratio == 1.0
 
@@ -258,16 +272,22 @@ def test_width_and_stem_of_resnets(arch: str, stem: str, side: int) -> None:
     assert features == (128 if arch == "resnet18" else 512)
 
 
-@pytest.mark.parametrize("arch", ["convnext_tiny", "vit_b_16", "efficientnet_b0"])
+@pytest.mark.parametrize("arch", ["convnext_tiny", "vit_b_16", "efficientnet_b0", "googlenet", "inception_v3"])
 def test_other_torchvision_networks_lose_their_classifier(arch: str) -> None:
     with torch.device("meta"):
         backbone, features = build_backbone(arch)
         assert backbone(torch.empty(2, 3, 224, 224)).shape == (2, features)
 
 
-def test_timm_networks() -> None:
+def test_a_network_that_cannot_be_built_without_memory() -> None:
+    backbone, features = build_backbone("regnet_x_400mf", size=32)
+    assert backbone(torch.zeros(2, 3, 32, 32)).shape == (2, features)
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "lcnet_035"])  # the second puts a layer between pooling and classifier
+def test_timm_networks(name: str) -> None:
     pytest.importorskip("timm", reason="timm is not installed: pip install 'penstock[timm]'")
-    backbone, features = build_backbone("timm:resnet10t")
+    backbone, features = build_backbone(f"timm:{name}", size=32)
     assert backbone(torch.zeros(2, 3, 32, 32)).shape == (2, features)
     with pytest.raises(UserError, match="timm:resnet_99 is not known"):
         build_backbone("timm:resnet_99")
@@ -279,6 +299,8 @@ def test_timm_networks() -> None:
         ({"arch": "resnet19"}, "'resnet19' is not known: torchvision has .*resnet18"),
         ({"arch": "vit_b_16", "width": 32}, "has no --width"),
         ({"arch": "resnet18", "width": 12}, "multiple of 8"),
+        ({"arch": "squeezenet1_1"}, "--arch squeezenet1_1 has no linear classifier"),
+        ({"arch": "vit_b_16", "size": 64}, r"vit_b_16 cannot take views of 64 px \(Wrong image height.*\): .* --size"),
     ],
 )
 def test_networks_that_cannot_be_built(arguments: dict[str, object], message: str) -> None:
@@ -299,10 +321,14 @@ def test_init_takes_weights_of_ours_of_torchvision_and_of_moco(tmp_path: Path) -
         "ours.pt": {"penstock": "0", "method": donor.state_dict()},
         "torchvision.pth": {**wanted, "fc.weight": torch.zeros(10, 64), "fc.bias": torch.zeros(10)},
         "moco.pth.tar": {"state_dict": {f"module.encoder_q.{k}": v for k, v in wanted.items()}},
+        "finetune-best.pt": {"penstock": "0", "network": {f"backbone.{k}": v for k, v in wanted.items()}},
+        "run/last.pt": {"penstock": "0", "method": donor.state_dict()},
     }
+    (tmp_path / "run").mkdir()
     for name, content in files.items():
         torch.save(content, tmp_path / name)
-        backbone = build_encoder(settings(width=8, init=tmp_path / name), CPU).backbone
+        init = tmp_path / name.removesuffix("/last.pt")
+        backbone = build_encoder(settings(width=8, init=init), CPU).backbone
         assert torch.equal(backbone.layer4[1].conv2.weight, donor.encoder.backbone.layer4[1].conv2.weight), name
 
 
@@ -313,10 +339,12 @@ def test_init_of_another_network_is_one_clear_line(tmp_path: Path) -> None:
     save_file(backbone.state_dict(), tmp_path / "w.safetensors")
     load_weights(backbone, tmp_path / "w.safetensors", "resnet18")
     (tmp_path / "broken.pth").write_bytes(b"not weights")
+    torch.save({"penstock": "0", "network": nn.Linear(64, 10).state_dict()}, tmp_path / "probe-augmented-best.pt")
     cases = {
         "w.safetensors": "conv1.weight is .8, 3, 3, 3. there and .16, 3, 3, 3. here",
         "broken.pth": "not a readable file of weights",
         "none.pth": "there is no such file",
+        "probe-augmented-best.pt": "a linear layer alone, no backbone",
     }
     wider, _ = build_backbone("resnet18", width=16, stem="cifar")
     for name, message in cases.items():

@@ -24,7 +24,7 @@ from penstock.engine.csv_log import read_csv
 from penstock.engine.evaluate import protocols
 from penstock.engine.evaluate.protocols import PROTOCOLS, Outcome, ProtocolsConfig, check_images
 from penstock.engine.evaluate.run import Config, main, views_of
-from penstock.engine.evaluate.trained import Said, load_trained
+from penstock.engine.evaluate.trained import Said, digest, load_trained
 from penstock.engine.train import main as train
 from penstock.errors import UserError
 from penstock.loaders.sources import ImageArrays
@@ -77,6 +77,14 @@ def test_every_protocol_has_figures_of_both_sets_and_networks(evaluated: dict[st
     assert evaluated["figures"]["trained"]["probe"]["validation"]["top1"] > 100 / CLASSES
     assert "moco-v2 on" in evaluated["network"] and f"{SUBSET} images" in evaluated["images"]
     assert evaluated["figures"]["trained"]["geometry"]["images"] == [21, 21]
+
+
+def test_the_results_name_the_weights_that_they_are_of(run: Path, evaluated: dict[str, Any], tmp_path: Path) -> None:
+    assert evaluated["weights"] == digest(load_trained(run, Said(), CPU).encoder.backbone)
+    state = load_checkpoint(run / "last.pt")
+    state["method"]["encoder.backbone.bn1.running_mean"][0] += 1e-3
+    torch.save(state, tmp_path / "other.pt")
+    assert evaluated["weights"] != digest(load_trained(tmp_path / "other.pt", Said(), CPU).encoder.backbone)
 
 
 def test_knn_is_that_of_the_training_s_log(run: Path, evaluated: dict[str, Any]) -> None:
@@ -221,7 +229,12 @@ def test_batch_norm_in_parts_is_evaluated_whole(images: Path, tmp_path: Path) ->
         ("--protocols knn,nn", "--protocols 'nn' is not known: choose from knn, logistic, probe, geometry"),
         ("--features head", "--features 'head' is not known: choose one of backbone, projection"),
         ("--probe-views none", "--probe-views 'none' is not known: choose one of cropped, plain"),
-        ("--geometry-share 1.5", "--geometry-share 1.5: a share is 1 at most"),
+        ("--geometry-share 1.5", "--geometry-share 1.5: a share is more than 0, and 1 at most"),
+        ("--geometry-share nan", "--geometry-share nan: a share is more than 0, and 1 at most"),
+        ("--knn-temperature nan", "--knn-temperature nan: this must be more than 0, and finite"),
+        ("--logistic-c inf", "--logistic-c inf: this must be more than 0, and finite"),
+        ("--probe.lrs 0.1 nan", "--probe.lrs: give learning rates that are more than 0, and finite"),
+        ("--probe.weight-decays inf", "--probe.weight-decays: give weight decays that are 0 or more, and finite"),
         ("--knn-k 0", "--knn-k 0: this must be at least 1"),
         ("--probe-augmented-as finetune", "--probe-augmented-as 'finetune' is not known: choose one of moco"),
         ("--map-images 1", "--map-images 1: a map shows at least two images"),

@@ -267,6 +267,8 @@ def test_progress_is_shown(terminal: bool, tmp_path: Path, capsys: pytest.Captur
         ({"momentum": 1.0}, "--momentum 1.0: this must be at least 0, and less than 1"),
         ({"weight_decay": -1e-4}, "--weight-decay -0.0001: this must be at least 0"),
         ({"warmup_epochs": -1.0}, "--warmup-epochs -1.0: this must be at least 0"),
+        ({"warmup_epochs": math.inf}, "--warmup-epochs inf: this must be at least 0"),
+        ({"lr": math.inf}, "--lr inf: this must be more than 0"),
         ({"drops": (60.0, 80.0)}, "--drops 60: these are shares of the run"),
         ({"drops": (0.6, 1.0)}, "--drops 1: these are shares of the run"),
         ({"size": 0}, "--size 0"),

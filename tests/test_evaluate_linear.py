@@ -163,14 +163,16 @@ def test_a_learning_rate_that_diverges_is_not_chosen() -> None:
     config = ProbeConfig(lrs=(1e30, 0.1), weight_decays=(0.0,), epochs=10)
     probe = train_linear_probe(clouds(200), classes=CLASSES, config=config)
     assert probe.chosen.lr == 0.1 and probe.held_out > 100 / CLASSES
+    with pytest.raises(UserError, match=r"^--probe.lrs: the linear probe diverges at each of these learning rates"):
+        train_linear_probe(clouds(200), classes=CLASSES, config=ProbeConfig(lrs=(1e30, 1e38), epochs=10))
 
 
 def test_too_few_images_to_hold_out_and_wrong_settings_are_one_line() -> None:
     with pytest.raises(UserError, match=r"--probe.held-out 0.2 of 2 training images"):
         train_linear_probe(clouds(2), classes=2, config=ProbeConfig())
     cases: list[dict[str, Any]] = [
-        {"solver": "adam"}, {"epochs": 0}, {"lrs": ()}, {"weight_decays": (-1.0,)}, {"momentum": 1.0},
-        {"momentum": -0.1}, {"held_out": 0.0}, {"held_out": 1.0}, {"held_out": 20.0},
+        {"solver": "adam"}, {"epochs": 0}, {"lrs": ()}, {"lrs": (math.nan,)}, {"weight_decays": (-1.0,)},
+        {"momentum": 1.0}, {"momentum": -0.1}, {"held_out": 0.0}, {"held_out": 1.0}, {"held_out": 20.0},
     ]  # fmt: skip
     for wrong in cases:
         with pytest.raises(UserError, match=r"^--probe\.\w+[^\n]*$"):

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 from penstock.engine.backbones import build_backbone
 from penstock.engine.config import CompleteConfig, TrainConfig, from_dict
-from penstock.engine.evaluate.trained import Said, load_trained
+from penstock.engine.evaluate.trained import Said, digest, load_trained
 from penstock.engine.export.card import origin_of, results, what
 from penstock.engine.export.format import Network
 from penstock.engine.export.run import FORMATS, choose, export, main, network_of, probes_of
@@ -299,40 +299,58 @@ def test_before_the_first_epoch_nothing_is_compared(tmp_path: Path) -> None:
     assert "top-1 % | 11.25 |" in said and "the same kNN" not in said
 
 
-@pytest.mark.parametrize("folder", ["evaluation", "downstream"])
-@pytest.mark.parametrize(("epochs", "shown"), [("3 epochs", True), ("2 epochs", False)])
-def test_an_evaluation_is_on_the_card_if_it_is_of_the_same_weights(
-    epochs: str, shown: bool, folder: str, run: Path, tmp_path: Path
-) -> None:
-    trained = load_trained(run, Said(), CPU)
-    (tmp_path / folder).mkdir()
+def evaluated(checkpoint: Path, out: Path, **changed: Any) -> None:
+    """What an evaluation of the checkpoint leaves."""
     figures = {
-        "knn": {"train": {"top1": 50.0}, "validation": {"top1": 43.21, "top5": 90.0}},
-        "geometry": {"train": {"std": 1.0}, "validation": {"std": 1.0}},
+        "knn": {"validation": {"top1": 43.21, "top5": 90.0}, "k": 5, "temperature": 0.07},
+        "geometry": {"validation": {"std": 1.0}},
     }
-    found = {"network": f"{trained.about.replace('3 epochs', epochs)}; its backbone", "figures": {"trained": figures}}
-    (tmp_path / folder / "results.json").write_text(json.dumps(found))
+    found = {
+        "weights": digest(load_trained(checkpoint, Said(), CPU).encoder.backbone),
+        "images": "shapes-train, 9 images",
+        "settings": {"features": "backbone", "size": 48},
+        "figures": {"trained": figures},
+    }
+    out.mkdir()
+    (out / "results.json").write_text(json.dumps(found | changed))
+
+
+@pytest.mark.parametrize("folder", ["evaluation", "downstream"])
+def test_an_evaluation_is_on_the_card_with_its_images_and_how_it_was_done(
+    folder: str, run: Path, tmp_path: Path
+) -> None:
     (tmp_path / "last.pt").symlink_to(run / "last.pt")
-    said = results(origin_of(tmp_path / "last.pt", trained))
-    assert ("| knn, validation, top-1 % | 43.21 |" in said) is shown
-    assert ("| knn, validation, top-5 % | 90.00 |" in said) is shown and "geometry" not in said
+    evaluated(run / "last.pt", tmp_path / folder)
+    assert results(origin_of(tmp_path / "last.pt", load_trained(run, Said(), CPU))) == (
+        "Evaluated at 48 px on shapes-train, 9 images:\n\n| measure | |\n|---|---|\n"
+        "| knn (k 5, T 0.07), validation, top-1 % | 43.21 |\n| knn (k 5, T 0.07), validation, top-5 % | 90.00 |"
+    )
 
 
-def test_weights_from_the_middle_of_an_epoch_have_no_figures(run: Path, tmp_path: Path) -> None:
-    """The log's row and an evaluation that names as many epochs are of the weights at that epoch's end."""
+@pytest.mark.parametrize(
+    "changed",
+    [{"weights": "of others"}, {"weights": None}, {"settings": {"features": "projection", "size": 48}}],
+)
+def test_an_evaluation_of_other_weights_or_another_space_is_not(
+    changed: dict[str, Any], run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "last.pt").symlink_to(run / "last.pt")
+    evaluated(run / "last.pt", tmp_path / "evaluation", **changed)
+    assert results(origin_of(tmp_path / "last.pt", load_trained(run, Said(), CPU))) == "None are known."
+
+
+def test_weights_from_the_middle_of_an_epoch_have_figures_of_their_own_alone(run: Path, tmp_path: Path) -> None:
+    """The log's row is of the weights at the epoch's end, and so is the other checkpoint's evaluation."""
     state = torch.load(run / "last.pt", weights_only=True)
     state["position"]["consumed"] = 8
+    state["method"]["encoder.backbone.conv1.weight"] += 1
     torch.save(state, tmp_path / "last.pt")
     (tmp_path / "epochs.csv").symlink_to(run / "epochs.csv")
-    trained = load_trained(tmp_path, Said(), CPU)
-    found = {
-        "network": f"{trained.about}; its backbone",
-        "figures": {"trained": {"knn": {"validation": {"top1": 43.2}}}},
-    }
-    (tmp_path / "evaluation").mkdir()
-    (tmp_path / "evaluation" / "results.json").write_text(json.dumps(found))
-    origin = origin_of(tmp_path / "last.pt", trained)
-    assert "middle of an epoch" in results(origin) and "|" not in results(origin)
+    evaluated(run / "last.pt", tmp_path / "evaluation")
+    origin = origin_of(tmp_path / "last.pt", load_trained(tmp_path, Said(), CPU))
+    assert results(origin) == "None are known."
+    evaluated(tmp_path / "last.pt", tmp_path / "downstream")
+    assert results(origin).startswith("Evaluated") and results(origin).count("43.21") == 1
     assert "for 3 of 5 epochs, taken in the middle of epoch 4. " in what(network_of(origin, Said()))
     assert "taken" not in network(run).about
 

@@ -16,7 +16,7 @@ from penstock.engine.methods import contrastive
 from penstock.engine.methods.contrastive import mix_hardest
 from penstock.engine.methods.moco import MoCo
 from penstock.engine.split_bn import SplitBatchNorm2d, split_batch_norm
-from tests.method_steps import run
+from tests.method_steps import oldest_first, run
 
 N, C, K, M, T = 4, 5, 12, 0.9, 0.2
 V2_PLUS = {"symmetric": True, "queues": 2}
@@ -74,7 +74,7 @@ def both(x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 def assert_same_state(moco: MoCo, oracle: Algorithm1) -> None:
     for number, queue in enumerate(oracle.queues):
-        torch.testing.assert_close(moco.queue_of(number).in_order(), torch.stack(queue), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(oldest_first(moco.queue_of(number)), torch.stack(queue), rtol=1e-5, atol=1e-6)
     for ours, theirs in zip(moco.key_encoder.parameters(), oracle.f_k.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
@@ -82,7 +82,7 @@ def assert_same_state(moco: MoCo, oracle: Algorithm1) -> None:
 @pytest.mark.parametrize("options", [{}, {"symmetric": True}, V2_PLUS])
 def test_loss_queues_and_key_encoder_equal_algorithm_1(options: dict[str, Any]) -> None:
     moco = small_moco(**options)
-    oracle = Algorithm1(small_encoder(), [queue.in_order() for queue in moco.queues])
+    oracle = Algorithm1(small_encoder(), [oldest_first(queue) for queue in moco.queues])
     assert len(oracle.queues) == options.get("queues", 1)
     sgd = torch.optim.SGD(moco.encoder.parameters(), lr=0.5)
     for step, images in enumerate((4, 4, 4, 4, 5, 3, 5, 4)):  # later batches do not divide the queue
@@ -103,9 +103,11 @@ def test_each_queue_of_v2_plus_holds_one_view_s_keys() -> None:
     first, second = normalize(moco.key_encoder(x).detach()).chunk(2)
     moco([x], torch.arange(N))
     moco.after_step()
-    torch.testing.assert_close(moco.queue_of(0).in_order()[-N:], second)
-    torch.testing.assert_close(moco.queue_of(1).in_order()[-N:], first)
-    assert not torch.equal(moco.queue_of(0).in_order()[:-N], moco.queue_of(1).in_order()[:-N])  # where they started
+    torch.testing.assert_close(oldest_first(moco.queue_of(0))[-N:], second)
+    torch.testing.assert_close(oldest_first(moco.queue_of(1))[-N:], first)
+    assert not torch.equal(
+        oldest_first(moco.queue_of(0))[:-N], oldest_first(moco.queue_of(1))[:-N]
+    )  # where they started
 
 
 def test_the_loss_is_lightlys_with_a_memory_bank() -> None:
@@ -219,19 +221,19 @@ def test_keys_come_back_in_the_order_of_their_queries() -> None:
 def test_a_step_in_parts_enqueues_all_its_keys_and_shuffles_each_part_anew() -> None:
     """Gradient accumulation: two losses, then one step."""
     moco = small_moco(**V2_PLUS)
-    queues = [queue.in_order() for queue in moco.queues]
+    queues = [oldest_first(queue) for queue in moco.queues]
     shuffled, shuffle = [], moco._shuffle
     moco._shuffle = lambda length: shuffled.append(shuffle(length)[0]) or shuffle(length)  # type: ignore[method-assign]
     parts = [views(0, 8), views(1, 8)]  # together more than the queue holds
     losses = [moco([x], torch.arange(8))[0] for x in parts]
     keys = [normalize(moco.key_encoder(x).detach()).chunk(2) for x in parts]
     for ours, was in zip(moco.queues, queues, strict=True):
-        assert torch.equal(ours.in_order(), was)
+        assert torch.equal(oldest_first(ours), was)
     moco.after_step()
     for number in range(2):
         new = torch.cat([pair[1 - number] for pair in keys])  # direction 0 compares with second views' keys
         expected = torch.cat([queues[number], new])[-K:]
-        torch.testing.assert_close(moco.queue_of(number).in_order(), expected)
+        torch.testing.assert_close(oldest_first(moco.queue_of(number)), expected)
     assert len({tuple(there.tolist()) for there in shuffled}) == 4  # two parts, two directions
     assert losses[0].item() != losses[1].item() and moco.steps == 1
 
@@ -260,7 +262,7 @@ def test_a_restored_run_goes_on_as_the_saved_one(options: dict[str, Any]) -> Non
 
 def test_the_momentum_schedule_ends_with_a_key_encoder_at_rest() -> None:
     moco = small_moco(momentum_schedule="cosine")
-    oracle = Algorithm1(small_encoder(), [moco.queue_of(0).in_order()])
+    oracle = Algorithm1(small_encoder(), [oldest_first(moco.queue_of(0))])
     sgd = torch.optim.SGD(moco.encoder.parameters(), lr=0.5)
     for step, progress in enumerate((0.0, 0.5, 1.0)):
         moco.progress = progress

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.engine.methods.queue import Queue
+from tests.method_steps import oldest_first
 
 K, C = 12, 3
 CPU = torch.device("cpu")
@@ -25,7 +26,7 @@ def test_it_holds_the_last_keys_whatever_the_batches(batches: list[int]) -> None
         new = keys(number, count)
         queue.push(new)
         plain = (plain + list(new))[-K:]
-    assert torch.equal(queue.in_order(), torch.stack(plain))
+    assert torch.equal(oldest_first(queue), torch.stack(plain))
 
 
 def test_new_keys_take_the_places_of_the_oldest_and_leave_the_others() -> None:
@@ -51,7 +52,7 @@ def test_a_restored_queue_goes_on_where_the_saved_one_was() -> None:
     restored.load_state_dict(saved.state_dict())
     for queue in (saved, restored):
         queue.push(keys(1, 7))
-    assert torch.equal(saved.in_order(), restored.in_order())
+    assert torch.equal(oldest_first(saved), oldest_first(restored))
 
 
 def test_keys_that_carry_a_gradient_leave_it_behind() -> None:

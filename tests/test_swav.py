@@ -21,6 +21,7 @@ from penstock.engine.method import Encoder
 from penstock.engine.methods.heads import build_head
 from penstock.engine.methods.swav import SwAV, sinkhorn
 from penstock.engine.optimizer import parameter_groups
+from tests.method_steps import oldest_first
 from tests.ranks import on_ranks
 
 N, C, P, K = 4, 5, 6, 10
@@ -214,7 +215,7 @@ def test_queues_equal_plain_lists_of_the_last_embeddings(start: int) -> None:
         lists = [(lists[view] + list(z[view]))[-K:] for view in range(2)]
     for queue, rows in zip(swav.queues, lists, strict=True):
         assert queue.pushed == 8 * N
-        torch.testing.assert_close(queue.in_order().double(), torch.from_numpy(np.array(rows)), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(oldest_first(queue).double(), torch.from_numpy(np.array(rows)), rtol=1e-5, atol=1e-6)
 
 
 def test_the_parts_of_a_step_enter_the_queues_when_it_is_over() -> None:
@@ -227,7 +228,7 @@ def test_the_parts_of_a_step_enter_the_queues_when_it_is_over() -> None:
     swav.after_step()
     for view, queue in enumerate(swav.queues):
         expected = torch.from_numpy(np.concatenate([first[view], second[view]])).float()
-        torch.testing.assert_close(queue.in_order(), expected)
+        torch.testing.assert_close(oldest_first(queue), expected)
 
 
 def test_prototypes_are_of_unit_length_at_every_forward_pass() -> None:

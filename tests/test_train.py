@@ -24,7 +24,7 @@ from PIL import Image
 from penstock.augment import RECIPES, draw, load_recipe
 from penstock.augment.recipes import dump_recipe, parse_recipe
 from penstock.augment.rows import Opcode
-from penstock.engine.checkpoint import load_checkpoint
+from penstock.engine.checkpoint import load_checkpoint, save_checkpoint
 from penstock.engine.csv_log import read_csv
 from penstock.engine.methods.moco import MoCo
 from penstock.engine.train import main
@@ -291,6 +291,8 @@ def test_resume_auto_starts_where_there_is_nothing_and_goes_on_where_there_is(im
         ("--batch 4096 --queue 4096", r"--batch 4096 is larger than the data \(320 images\)"),
         ("--queue 65", "--queue 65 is not a multiple"),
         ("--bn-splits 5", "--bn-splits 5 does not divide"),
+        ("--subset 1", "^1 image to train on, where a step compares 2 or more: use a larger --subset"),
+        ("--arch densenet121 --width 64 --size 64 --recipe multi-crop", "densenet121 cannot take views of 27 px"),
         ("--recipe probe", "--recipe probe begins with 1 view of 16 px, and moco-v2 compares two"),
         ("--executor fused", "--executor 'fused' is not known: choose one of auto, reference, fused_cpu"),
         ("--executor fused_gpu --device cpu", "fused_gpu needs a GPU: .* use --executor fused_cpu"),
@@ -342,6 +344,20 @@ def test_a_checkpoint_of_another_run_is_refused_naming_both(whole: Path, tmp_pat
     text.write_text("no checkpoint")
     with pytest.raises(UserError, match="this is no checkpoint"):
         main(["--resume", str(text)])
+    save_checkpoint(tmp_path / "finetune-last.pt", {"network": {}})
+    with pytest.raises(UserError, match="this is no checkpoint of a pre-training run"):
+        main(["--resume", str(tmp_path / "finetune-last.pt")])
+
+
+def test_a_resumed_run_needs_no_more_what_it_began_with(images: Path, whole: Path, tmp_path: Path) -> None:
+    weights, out = tmp_path / "weights.pt", tmp_path / "run"
+    shutil.copy(whole / "last.pt", weights)
+    given = ["--subset", "48", "--knn-every", "0", "--epochs", "1", "--init", str(weights)]
+    assert main([*TINY, "--data", str(images), "--out", str(out), *given]) == 0
+    weights.unlink()
+    assert main(["--resume", str(out), "--epochs", "2"]) == 0
+    with pytest.raises(UserError, match=f"trained with --init {weights}, not {whole}"):
+        main(["--resume", str(out), "--epochs", "3", "--init", str(whole)])
 
 
 def test_a_finished_run_goes_on_by_its_folder_but_not_backwards(

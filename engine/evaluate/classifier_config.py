@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from penstock.augment import Recipe, load_recipe
@@ -77,10 +78,10 @@ class ClassifierConfig:
         check_name(self.loader)
         for field in ("size", "draws", "epochs", "batch", "lr", "backbone_lr", "val_every", "workers"):
             value = getattr(self, field)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{flag(field)} {value}: this must be more than 0")
         for field in ("weight_decay", "warmup_epochs", "seed"):
-            if not (value := getattr(self, field)) >= 0:
+            if not 0 <= (value := getattr(self, field)) < math.inf:
                 raise UserError(f"{flag(field)} {value}: this must be at least 0")
         for field in ("label_smoothing", "momentum"):
             if not 0 <= (value := getattr(self, field)) < 1:

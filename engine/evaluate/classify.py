@@ -36,6 +36,7 @@ from penstock.engine.evaluate.classifier_config import PROTOCOLS, ClassifierConf
 from penstock.engine.evaluate.data import check_same_classes, in_order, labelled, plain_view
 from penstock.engine.evaluate.linear import LinearClassifier
 from penstock.engine.evaluate.supervised import COLUMNS, Figures, Stopped, Training, Validation, build_classifier
+from penstock.engine.evaluate.trained import digest
 from penstock.engine.precision import Precision
 from penstock.engine.screen import Screen
 from penstock.engine.signals import Interrupts
@@ -157,7 +158,7 @@ def _identity(
         flag(f"{config.name}.{field}"): value for field, value in asdict(config).items() if field not in MAY_CHANGE
     }
     return given | {
-        "a backbone with the digest": _digest(backbone),
+        "a backbone with the digest": digest(backbone),
         "given weights at the start:": start is not None,
         "the recipe": f"{recipe}, mean {recipe.mean}, std {recipe.std}",
         "classes with the digest": hashlib.sha256(repr(train.classes).encode()).hexdigest()[:16],
@@ -183,12 +184,3 @@ def _saved(path: Path, identity: dict[str, object]) -> dict[str, Any] | None:
                 " to start anew"
             )
     return state
-
-
-def _digest(network: nn.Module) -> str:
-    """Of all parameters and buffers, whatever their device and memory format."""
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        dense = tensor.detach().cpu().contiguous().flatten()
-        digest.update(name.encode() + dense.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -59,8 +59,10 @@ class ProbeConfig:
         for field in ("epochs", "batch"):
             if getattr(self, field) < 1:
                 raise UserError(f"--probe.{field} {getattr(self, field)}: this must be at least 1")
-        if not self.lrs or not self.weight_decays or min(self.lrs) <= 0 or min(self.weight_decays) < 0:
-            raise UserError("--probe.lrs, --probe.weight-decays: give learning rates above 0, and decays of 0 or more")
+        if not self.lrs or not all(0 < lr < math.inf for lr in self.lrs):
+            raise UserError("--probe.lrs: give learning rates that are more than 0, and finite")
+        if not self.weight_decays or not all(0 <= decay < math.inf for decay in self.weight_decays):
+            raise UserError("--probe.weight-decays: give weight decays that are 0 or more, and finite")
         if not 0 <= self.momentum < 1:
             raise UserError(f"--probe.momentum {self.momentum}: this must be at least 0, and less than 1")
         if not 0 < self.held_out < 1:
@@ -111,7 +113,7 @@ def train_linear_probe(train: Features, *, classes: int, config: ProbeConfig, ad
     """Choose the best candidate and train it on all features; `advance` hears of every round.
 
     Raises:
-        UserError: too few images to hold any out.
+        UserError: too few images to hold any out, or no learning rate at which it does not diverge.
     """
     scale = Scale.of(train.values)
     values, labels = scale.apply(train.values), train.labels
@@ -136,14 +138,21 @@ def _candidates(config: ProbeConfig) -> list[Candidate]:
 
 
 def _best(weight: torch.Tensor, bias: torch.Tensor, values: torch.Tensor, labels: torch.Tensor) -> tuple[int, float]:
-    """The candidate that is right most often, of several such the one with the least loss; and how often it is."""
+    """The candidate that is right most often, of several such the one with the least loss; and how often it is.
+
+    Raises:
+        UserError: none has a loss that is a number: all have diverged.
+    """
     rightly, loss = torch.zeros(2, len(weight), device=weight.device)
     for x, y in zip(values.split(4096), labels.split(4096), strict=True):
         logits = _logits(x, weight, bias)  # [B, K, C]
         rightly += (logits.argmax(2) == y[:, None]).float().sum(0)
         loss += _losses(logits, y) * len(y)
     share = (rightly / len(labels)).tolist()
-    best = max(range(len(weight)), key=lambda k: (share[k], -loss[k].nan_to_num(torch.inf).item()))
+    finite = loss.isfinite().nonzero().flatten().tolist()
+    if not finite:
+        raise UserError("--probe.lrs: the linear probe diverges at each of these learning rates: give lower ones")
+    best = max(finite, key=lambda k: (share[k], -loss[k].item()))
     return best, share[best]
 
 

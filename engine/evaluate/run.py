@@ -19,6 +19,7 @@ if __name__ == "__main__":  # run by path: see the package, not this folder (who
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import errno
+import math
 import os
 import time
 from dataclasses import asdict, dataclass, replace
@@ -48,7 +49,7 @@ from penstock.engine.evaluate.features import Features
 from penstock.engine.evaluate.protocols import PROTOCOLS, VIEWS, Outcome, ProtocolsConfig, check_images
 from penstock.engine.evaluate.report import Findings, table, write_figures, write_report
 from penstock.engine.evaluate.subject import Subject
-from penstock.engine.evaluate.trained import Said, Trained, load_trained
+from penstock.engine.evaluate.trained import Said, Trained, digest, load_trained
 from penstock.engine.precision import Precision, choose_precision
 from penstock.errors import UserError, run_command
 from penstock.loaders import Source, open_source
@@ -175,11 +176,11 @@ def check(config: Config) -> list[str]:
         value = getattr(config, field)
         if value is not None and value < least:
             raise UserError(f"{flag(field)} {value}: this must be at least {least}")
-    for field in ("knn_temperature", "logistic_c", "geometry_share"):
-        if (value := getattr(config, field)) <= 0:
-            raise UserError(f"{flag(field)} {value}: this must be more than 0")
-    if config.geometry_share > 1:
-        raise UserError(f"--geometry-share {config.geometry_share}: a share is 1 at most")
+    for field in ("knn_temperature", "logistic_c"):
+        if not 0 < (value := getattr(config, field)) < math.inf:
+            raise UserError(f"{flag(field)} {value}: this must be more than 0, and finite")
+    if not 0 < config.geometry_share <= 1:
+        raise UserError(f"--geometry-share {config.geometry_share}: a share is more than 0, and 1 at most")
     if config.map_images == 1:
         raise UserError("--map-images 1: a map shows at least two images: use 2 or more, or 0 for no map")
     return list(dict.fromkeys(names))
@@ -285,6 +286,7 @@ def about(config: Config, names: list[str], trained: Trained, train: Source, val
     return {
         "checkpoint": str(config.checkpoint),
         "network": f"{trained.about}; its {config.features}",
+        "weights": digest(trained.encoder.backbone),
         "images": f"{train.name}, {len(train):,} images, and {val.name}, {len(val):,} images, of {len(train.classes)}"
         " classes",
         "settings": settings,

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -181,3 +182,12 @@ def _from_elsewhere(file: Path, said: Said, device: torch.device, size: int) -> 
 
 def describe(arch: str, width: int, stem: str) -> str:
     return f"{arch} of width {width}, {stem} stem" if takes_width(arch) else arch
+
+
+def digest(network: nn.Module) -> str:
+    """Of all parameters and buffers, whatever their device and memory format."""
+    found = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        dense = tensor.detach().cpu().contiguous().flatten()
+        found.update(name.encode() + dense.view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]

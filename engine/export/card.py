@@ -1,14 +1,14 @@
 """The model card: what a network is, how it was trained, how good it is, and how each file of it is loaded.
 
-Figures are the run's own: from epochs.csv, of the epoch that the checkpoint is of, and from the results.json of an
-evaluation (a user's, or the sweep's that the run is of) where that is of the same weights. A checkpoint from the middle
-of an epoch has none. Folders of this machine are left out.
+Figures are of these very weights: those of the run's epochs.csv if the checkpoint is of an epoch's end, and those of an
+evaluation (the sweep's that the run is of, or a user's) whose results.json has their digest, under the images that it
+was done on. Folders of this machine are left out.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +20,7 @@ from penstock import __version__
 from penstock.engine.checkpoint import load_checkpoint
 from penstock.engine.config import CompleteConfig, to_dict
 from penstock.engine.csv_log import read_csv
-from penstock.engine.evaluate.trained import Trained, describe
+from penstock.engine.evaluate.trained import Trained, describe, digest
 from penstock.engine.export.format import Format, Network
 from penstock.engine.runs import DOWNSTREAM
 
@@ -29,8 +29,8 @@ PLACES = ("data", "val_data", "class_list", "init")
 PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxruntime")
 LOGGED = {  # columns of epochs.csv
     "loss": "loss",
-    "knn": "kNN in training ({knn_features}, k {knn_k}, T {knn_temperature:g}), validation, top-1 %",
-    "logistic": "logistic regression in training, validation, top-1 %",
+    "knn": "kNN ({knn_features}, k {knn_k}, T {knn_temperature:g}), validation, top-1 %",
+    "logistic": "logistic regression, validation, top-1 %",
 }
 Rows = list[tuple[str, str]]
 
@@ -43,7 +43,7 @@ class Origin:
         file: its checkpoint, or weights from elsewhere.
         trained: what was found there.
         epochs: how many it was trained for; None for weights from elsewhere.
-        whole: whether it is from an epoch's end: in the middle of one, no figure is of these weights.
+        whole: whether it is from an epoch's end: in the middle of one, no figure of the log is of these weights.
     """
 
     file: Path
@@ -131,17 +131,17 @@ def pixels(network: Network, *, known: bool) -> str:
 
 
 def results(origin: Origin) -> str:
-    if not origin.whole:
-        return "None are known: these weights are from the middle of an epoch, and figures are of an epoch's end."
-    rows = [*logged(origin), *evaluated(origin)]
-    if not rows:
-        return "None are known."
+    tables = [("In training:", logged(origin)), *evaluated(origin)]
+    return "\n\n".join(f"{title}\n\n{table(rows)}" for title, rows in tables if rows) or "None are known."
+
+
+def table(rows: Rows) -> str:
     return "\n".join(["| measure | |", "|---|---|", *(f"| {measure} | {figure} |" for measure, figure in rows)])
 
 
 def logged(origin: Origin) -> Rows:
-    """What the run's log says of the checkpoint's epoch."""
-    if origin.run is None:
+    """What the run's log says of the checkpoint's epoch, where that is over."""
+    if origin.run is None or not origin.whole:
         return []
     by_epoch = {row["epoch"]: row for row in read_csv(origin.file.parent / "epochs.csv")}
     row, first = by_epoch.get(origin.epochs or 0, {}), by_epoch.get(0, {})
@@ -152,20 +152,23 @@ def logged(origin: Origin) -> Rows:
     return found
 
 
-def evaluated(origin: Origin) -> Rows:
-    """What evaluations beside the checkpoint found of the same weights; of two of a protocol, the user's own."""
-    protocols: dict[str, Any] = {}
+def evaluated(origin: Origin) -> Iterator[tuple[str, Rows]]:
+    """What each evaluation beside the checkpoint was done on, and what it found, where it is of the same weights."""
+    weights = digest(origin.trained.encoder.backbone)
     for folder in (DOWNSTREAM, "evaluation"):
         path = origin.file.parent / folder / "results.json"
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if found.get("network") == f"{origin.trained.about}; its backbone":
-            protocols |= found["figures"]["trained"]
-    return [
-        (f"{protocol}, validation, {said} %", f"{figures['validation'][measure]:.2f}")
-        for protocol, figures in protocols.items()
-        for measure, said in (("top1", "top-1"), ("top5", "top-5"))
-        if measure in figures["validation"]
-    ]
+        if found.get("weights") == weights and found["settings"]["features"] == "backbone":
+            title = f"Evaluated at {found['settings']['size']} px on {found['images']}:"
+            yield title, list(accuracies(found["figures"]["trained"]))
+
+
+def accuracies(protocols: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for protocol, figures in protocols.items():
+        how = f" (k {figures['k']}, T {figures['temperature']:g})" if protocol == "knn" else ""
+        for measure, said in (("top1", "top-1"), ("top5", "top-5")):
+            if measure in figures["validation"]:
+                yield f"{protocol}{how}, validation, {said} %", f"{figures['validation'][measure]:.2f}"
 
 
 def training(origin: Origin) -> str:

@@ -39,10 +39,6 @@ class Queue(nn.Module):
         self.keys[places] = keys
         self.pushed += len(keys)
 
-    def in_order(self) -> torch.Tensor:
-        """The keys [K, C], oldest first."""
-        return self.keys.roll(-(self.pushed % len(self.keys)), 0)
-
     def get_extra_state(self) -> int:
         return self.pushed
 

@@ -30,6 +30,7 @@ SimSiam has 90.59 on abcde (later version). With crop and jitter alone, by the j
 | 1/8 | 73.60 ± .11 | 61.13 ± 2.81 | 81.20 |
 
 The jitter's probability is .8, as in the version that SimCLR's and Barlow Twins' figures are of; the later one has 1.
+What Barlow Twins' loss was multiplied by where its lr was .11 is not known; here it is the plain sum.
 """
 
 from __future__ import annotations
