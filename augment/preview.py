@@ -15,7 +15,6 @@ from pathlib import Path
 if __name__ == "__main__":  # run by path: see the package, not this folder (whose names would shadow others)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import os
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from penstock.augment.recipe import Recipe
 from penstock.augment.recipes import load_recipe
 from penstock.augment.rows import Opcode, Rows
 from penstock.errors import UserError, run_command
+from penstock.files import write_whole
 from penstock.options import read_options
 
 ORACLE = "reference"
@@ -102,6 +102,8 @@ def check(config: Config) -> None:
     for name, least in (("draws", 1), ("epoch", 0)):
         if getattr(config, name) < least:
             raise UserError(f"--{name} {getattr(config, name)}: it takes at least {least}")
+    if not 0 <= config.seed < 2**64:
+        raise UserError(f"--seed {config.seed}: a seed is at least 0, and less than 2^64")
     if config.out.suffix != ".png":
         raise UserError(f"--out {config.out}: the name must end in .png")
     if not config.out.resolve().parent.is_dir():
@@ -116,7 +118,10 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(path) as image:
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I;16"):  # Pillow would clip what the loaders scale
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            return np.array(upright.convert("RGB"))
     except Image.UnidentifiedImageError as error:
         raise UserError(f"{path}: is not an image; name a JPEG or PNG file") from error
     except Image.DecompressionBombError as error:
@@ -283,18 +288,6 @@ def _strip(line: NDArray[np.object_], strip: Strip, oracle: Strip, count: int) -
         line[-1].add_patch(Circle((found.x, found.y), len(found.picture) / 14, fill=False, color="white"))
 
 
-def save(figure: Figure, path: Path) -> None:
-    """The picture appears under its name when it is whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        figure.savefig(partial, format="png")
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"--out {path}: cannot be written ({error.strerror})") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def main(arguments: list[str] | None = None) -> int:
     config = read_options(Config, __doc__, arguments)
     check(config)
@@ -305,7 +298,7 @@ def main(arguments: list[str] | None = None) -> int:
     index, height, width = np.arange(draws), pixels.height, pixels.width
     rows = draw(recipe, seed=config.seed, epoch=config.epoch, index=index, height=height, width=width)
     strips, absent = make_strips(config, pixels, rows, recipe)
-    save(draw_sheet(image, rows, recipe, strips), config.out)
+    write_whole(config.out, draw_sheet(image, rows, recipe, strips).savefig)
     print(recipe)
     for name, reason in absent.items():
         print(f"without {name}: {reason}")

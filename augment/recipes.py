@@ -314,7 +314,7 @@ def dump_recipe(recipe: Recipe) -> str:
     }
     if recipe.growth:
         values["growth"] = {"sizes": list(map(list, recipe.growth.sizes)), "of": recipe.growth.of}
-    return yaml.safe_dump(values | {"views": views}, sort_keys=False, width=120)
+    return yaml.safe_dump(values | {"views": views}, sort_keys=False, default_flow_style=None, width=120)
 
 
 def _plain_operation(operation: Operation | None) -> Any:

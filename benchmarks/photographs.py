@@ -14,8 +14,8 @@ from pathlib import Path
 
 from rich.progress import track
 
+from penstock.files import cache_folder
 from penstock.loaders import Source, open_source
-from penstock.loaders.cache import cache_folder
 
 BATCHES = 32  # in an epoch, at least
 FEWEST, MOST = 2_048, 16_384  # images in an epoch, unless 32 batches are more

@@ -10,8 +10,8 @@ from typing import Any
 
 from penstock.benchmarks.peers.peer import paths
 from penstock.benchmarks.photographs import Photographs
+from penstock.files import cache_folder
 from penstock.loaders import Source, open_source
-from penstock.loaders.cache import cache_folder
 from penstock.loaders.convert import convert
 from penstock.loaders.lock import locked
 from penstock.loaders.webdataset import index_path

@@ -46,8 +46,8 @@ class Position:
     step: int = 0
 
 
-class NotWritten(UserError):
-    """A checkpoint that could not be written: no fault of what was typed, and no other command's, too."""
+class NotSaved(UserError):
+    """A checkpoint that could not be written: no fault of what was typed, so the exit code is 1."""
 
     exit_code = 1
 
@@ -62,7 +62,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write under another name, wait until it is on the disk, then put it in place of the last one.
 
     Raises:
-        NotWritten: the last one is as it was.
+        NotSaved: the last one is as it was.
     """
     partial = path.with_name(path.name + ".partial")
     try:
@@ -73,7 +73,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch's, where the disk is full in the middle of a tensor
         partial.unlink(missing_ok=True)
-        raise NotWritten(path, error) from error
+        raise NotSaved(path, error) from error
 
 
 class CheckpointWriter:
@@ -90,7 +90,7 @@ class CheckpointWriter:
         """Start to write a state under each of these names, in order.
 
         Raises:
-            NotWritten: neither the one before nor this one could be.
+            NotSaved: neither the one before nor this one could be.
         """
         held, before = on_host(state), self._failure()
         self._writing = self._thread.submit(_save_all, paths, held)
@@ -99,7 +99,7 @@ class CheckpointWriter:
             print(f"penstock: {before}; now it could", file=sys.stderr, flush=True)
 
     def wait(self) -> None:
-        """Until all is on the disk. Raises NotWritten."""
+        """Until all is on the disk. Raises NotSaved."""
         if failure := self._failure():
             raise failure
 

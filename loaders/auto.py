@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +29,7 @@ from penstock.augment.executors import choose_executor
 from penstock.augment.recipe import Recipe
 from penstock.augment.recipes import dump_recipe
 from penstock.errors import UserError
-from penstock.loaders.cache import cache_folder
+from penstock.files import cache_folder, write_whole
 from penstock.loaders.lock import locked
 from penstock.loaders.make import LOADERS, missing, shard_path
 from penstock.loaders.resident import allowance, in_memory
@@ -227,11 +226,9 @@ def _read(file: Path, about: Mapping[str, Any]) -> dict[str, Trial] | None:
 
 
 def _write(file: Path, about: Mapping[str, Any], trials: Mapping[str, Trial]) -> None:
-    """Whole or not there; `file` is locked, so nobody else writes it."""
-    partial = file.with_name(file.name + ".partial")
     found = {name: asdict(trial) for name, trial in trials.items()}
-    partial.write_text(json.dumps({"about": about, "trials": found}, indent=1) + "\n")
-    os.replace(partial, file)
+    text = json.dumps({"about": about, "trials": found}, indent=1) + "\n"
+    write_whole(file, lambda partial: partial.write_text(text))
 
 
 def _duration(seconds: float) -> str:

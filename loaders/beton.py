@@ -18,6 +18,7 @@ Format: https://github.com/libffcv/ffcv (Leclerc et al. 2023, arXiv 2306.12517).
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -321,7 +322,7 @@ class BetonSource(Source):
     def fingerprint(self) -> str:
         """A digest of both tables (our checksums are in them) and the classes; without checksums, of the date too."""
         written = "" if "checksum" in self.field_names else str(self.path.stat().st_mtime_ns)
-        return _sha256(self._front, self._rows, self._allocations, "\0".join((*self.classes, written)).encode())
+        return _sha256(self._front, self._rows, self._allocations, os.fsencode("\0".join((*self.classes, written))))
 
     def index_sha256(self) -> str:
         """To hold against the sidecar's `index_sha256`."""
@@ -335,7 +336,8 @@ class BetonSource(Source):
         """Let go of the mapping; it ends when the last RAW view handed out does. Labels stay."""
         self._shard.close()
         self.labels = self.labels.copy()
-        del self._file, self._front, self._rows, self._allocations, self.images, self.lengths
+        for view in ("_file", "_front", "_rows", "_allocations", "images", "lengths"):
+            self.__dict__.pop(view, None)  # it may be closed twice
 
 
 def _sha256(*parts: NDArray[np.generic] | bytes) -> str:

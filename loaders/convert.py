@@ -13,8 +13,9 @@ it grows beside it as .train.beton.partial; killed for whatever reason, the same
 
 `--encoding keep` passes a JPEG's bytes through untouched where every decoder reads them alike and no resize is
 due, at the speed of the disk. Other JPEGs (EXIF-rotated, CMYK, with bytes after their end) are encoded anew at
-`--quality`; what came as anything else, arrays included, is kept losslessly: RAW in a `.beton`, PNG in a tar. Images
-shrink by Pillow's bicubic filter, which takes in the whole area that a pixel comes from (no aliasing).
+`--quality`; what came as anything else, arrays included, is kept losslessly: RAW in a `.beton`, PNG in a tar. But a
+`.beton` has pages of 8 MiB, and what is larger as pixels (2.8 megapixels) becomes JPEG there. Images shrink by
+Pillow's bicubic filter, which takes in the whole area that a pixel comes from (no aliasing).
 """
 
 from __future__ import annotations
@@ -91,11 +92,9 @@ def convert(
     shard, chosen = resolve_format(Path(destination), format), Part.parse(part) if part else None
     numbers = chosen.numbers(len(source)) if chosen else range(len(source))
     shard = chosen.path(shard) if chosen else shard
-    if shard.exists() and not overwrite:
-        raise UserError(f"{shard} exists already: --overwrite replaces it, another name keeps both")
-    made = _made(source, how, chosen)
-    identity = made | {"classes": list(source.classes)}
-    with unfinished(shard, identity) as work, bar(shard.name, len(numbers), disable=not progress) as shown:
+    with unfinished(shard, overwrite=overwrite) as work, bar(shard.name, len(numbers), disable=not progress) as shown:
+        made = _made(source, how, chosen)
+        work.begin(made | {"classes": list(source.classes)})
         writer = WRITERS[shard.suffix](work.data, len(numbers))
         conversion = _Conversion(source, how, numbers, threads, work, writer, shown)
         conversion.run(on_error)
@@ -166,8 +165,9 @@ class _Conversion:
                 self.shown.say(f"kept what is done ({done}): the same command goes on from there")
             raise
         if not self.writer.samples:
-            what = f"none of its images ({len(self.numbers)}) can be decoded"
-            raise UserError(f"{self.source.name}: {what}, so nothing was written")
+            what = f"none of its images ({len(self.numbers)}) can be decoded, so nothing was written"
+            advice = "; use fewer parts" if len(self.numbers) < len(self.source) else ""
+            raise UserError(f"{self.source.name}: {what}{advice}")
 
     def _resume(self) -> int:
         """Take what an earlier run did; returns how many images that is, the skipped ones included."""
@@ -238,7 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
     config = read_options(Config, __doc__, arguments)
     _check_alone(config)
     if config.inspect:
-        Console().print(describe(open_shard(config.inspect, keep_index=False)))
+        Console(markup=False, emoji=False).print(describe(open_shard(config.inspect, keep_index=False)))
         return 0
     if config.verify:
         return _verify(config.verify, _threads(config.workers))

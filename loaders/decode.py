@@ -256,6 +256,7 @@ def _pillow_size(data: bytes, location: str) -> tuple[int, int]:
 
 def _pillow_rgb(data: bytes, location: str) -> NDArray[np.uint8]:
     with _pillow_open(data, location) as image:
+        orientation = _pillow_orientation(image)  # as `_pillow_size` has it: PNG may say another after the pixels
         try:
             image.load()
             pixels = _eight_bit_rgb(image)
@@ -263,7 +264,7 @@ def _pillow_rgb(data: bytes, location: str) -> NDArray[np.uint8]:
             raise
         except Exception as error:  # Pillow's plugins raise SyntaxError, struct.error, EOFError… on damaged files
             raise BrokenImage(location, _reason(error, data)) from error
-        return _upright(pixels, _pillow_orientation(image))
+        return _upright(pixels, orientation)
 
 
 def _pillow_orientation(image: Image.Image) -> int:

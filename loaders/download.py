@@ -6,7 +6,6 @@ unpacked appears under its name only when whole. A dead network is told within s
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -14,9 +13,8 @@ import tarfile
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -27,6 +25,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from penstock import __version__
 from penstock.errors import UserError
+from penstock.loaders.lock import locked
 
 CONNECT_SECONDS = 12.0  # for name look-up and every address together
 READ_SECONDS = 15.0  # without a byte
@@ -81,7 +80,7 @@ def fetch_set(name: str, cache: Path) -> Path:
     if folder.is_dir():
         return folder
     try:
-        with _one_process_at_a_time(file.with_name(f"{file.name}.lock")):
+        with locked(file):
             if not folder.is_dir():
                 download(archive.url, file, md5=archive.md5)
                 unpack(file, folder)
@@ -172,15 +171,6 @@ def _within(seconds: float, function: Callable[[], T]) -> T:
         return future.result(timeout=seconds)
     except TimeoutError as error:
         raise ConnectionError(f"no answer within {seconds:.0f} s") from error
-
-
-@contextmanager
-def _one_process_at_a_time(lock: Path) -> Iterator[None]:
-    """The ranks of one job, and other jobs, wait for the first to finish."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _progress() -> Progress:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from penstock.errors import UserError
+from penstock.errors import NotWritten
 
 
 @contextmanager
@@ -15,15 +15,14 @@ def locked(path: Path) -> Iterator[None]:
     """Hold a lock beside `path`, so that of several ranks or runs one makes it and the others wait.
 
     Raises:
-        UserError: its folder cannot be written.
+        NotWritten: its folder cannot be.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_name(path.name + ".lock").open("w")
     except OSError as error:
-        raise UserError(
-            f"{path.parent}: cannot be written ({error.strerror}): name another place, PENSTOCK_CACHE=FOLDER"
-        ) from error
+        raise NotWritten(path.parent, error, "set PENSTOCK_CACHE=FOLDER to another place") from error
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(OSError):  # a file system without locks: as if no other process were there
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -12,7 +12,7 @@ import torch
 
 from penstock.augment.recipe import Recipe
 from penstock.errors import MissingExtra, UserError
-from penstock.loaders.cache import cache_folder
+from penstock.files import cache_folder
 from penstock.loaders.contract import Loader, Options
 from penstock.loaders.lock import locked
 from penstock.loaders.order import Order, choose_shuffle
@@ -21,6 +21,8 @@ from penstock.loaders.sources.base import Mended, Source
 from penstock.loaders.threads import available_cpus
 
 LOG = logging.getLogger(__name__)
+NAME = 50  # letters of a source's name in a shard's: a file's name takes 255 bytes, and a letter up to four
+DTYPES = torch.float32, torch.float16, torch.bfloat16  # that views can be of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +151,8 @@ def shard_path(
     suffix = {"beton": ".beton", "webdataset": ".tar"}[format]
     whole = "" if on_error == "stop" else "-readable"
     digest = fingerprint or source.fingerprint()
-    return (cache or cache_folder()) / "shards" / f"{source.name}-{digest[:16]}{whole}{suffix}"
+    named = source.name.replace("/", "-")[:NAME]
+    return (cache or cache_folder()) / "shards" / f"{named}-{digest[:16]}{whole}{suffix}"
 
 
 def prepare(
@@ -229,8 +232,11 @@ def make_loader(
     check_name(name)
     check_executor(name, executor, fallback)
     workers = available_cpus() if workers is None else workers
-    if workers < 1 or not dtype.is_floating_point:
-        raise UserError(f"workers={workers}, dtype={dtype}: it takes one thread at least, and float views")
+    if workers < 1 or dtype not in DTYPES:
+        floats = ", ".join(map(str, DTYPES))
+        raise UserError(f"workers={workers}, dtype={dtype}: it takes one thread at least, and views of {floats}")
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device={device}: torch finds no GPU here; use device=cpu")
     if name == "auto" and order.startswith("quasi"):
         raise UserError("--loader auto with --order quasi: name a loader that reads a shard, such as --loader ffcv")
     if name == "auto":

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 KEPT = 8  # batches' worth of memory that lies ready for one size: more than a loader and a training step hold at once
+MOST = 96 << 20  # bytes of room that a worker keeps: one larger image must not stay in every worker for good
 
 
 class Room:
@@ -28,6 +29,8 @@ class Room:
 
     def take(self, size: int) -> NDArray[np.uint8]:
         """uint8 [size], uninitialised."""
+        if size > MOST:
+            return np.empty(size, np.uint8)
         if size > len(self._memory):
             self._memory = np.empty(size + size // 4, np.uint8)  # images differ: not to grow at each larger one
         return self._memory[:size]

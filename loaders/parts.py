@@ -69,13 +69,12 @@ def join(destination: str | Path, *, overwrite: bool = False, progress: bool = T
         UserError: parts are missing, damaged or do not belong together, or the shard exists already.
     """
     shard = resolve_format(Path(destination), None)
-    if shard.exists() and not overwrite:
-        raise UserError(f"{shard} exists already: --overwrite replaces it")
     parts = [open_shard(path) for path in find_parts(shard)]
     made = together(parts)
     tally = Tally.total(made)
-    identity = {"join": [part.index_sha256() for part in parts]}
-    with unfinished(shard, identity) as work, bar(shard.name, sum(map(len, parts)), disable=not progress) as shown:
+    images = sum(map(len, parts))
+    with unfinished(shard, overwrite=overwrite) as work, bar(shard.name, images, disable=not progress) as shown:
+        work.begin({"join": [part.index_sha256() for part in parts]})
         work.data.truncate(0)
         writer = WRITERS[shard.suffix](work.data, made[0].source_samples)
         for part in parts:

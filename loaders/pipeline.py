@@ -15,13 +15,11 @@ chunks go there as decoded images, and views are made of them by one call (`on_d
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache, partial
 from math import ceil
@@ -37,7 +35,7 @@ from penstock.augment.executors import Executor, Work, choose_executor
 from penstock.augment.pixels import Pixels
 from penstock.augment.recipe import SMALLEST, Group, Recipe, evaluation
 from penstock.augment.rows import Rows
-from penstock.errors import BrokenImage
+from penstock.errors import BrokenImage, NotWritten
 from penstock.loaders.contract import Loader, Options, Views
 from penstock.loaders.fetched import Fetched, Ready
 from penstock.loaders.jpeg import decode_jpeg
@@ -73,7 +71,10 @@ class _Pending:
 
 
 class PipelineLoader(Loader):
-    """Views of a source, made by threads that fetch from it, decode, and call the executor."""
+    """Views of a source, made by threads that fetch from it, decode, and call the executor.
+
+    A forked child has none of the threads: make its loader there.
+    """
 
     executor: Executor
 
@@ -252,19 +253,27 @@ def compile_views(*, speaks: bool) -> None:
     Left to the workers, several would load or compile one function at once, and numba was seen to fail at that with a
     KeyError; so were processes that wrote one cache at once.
     """
-    cache = Path(jit.cache_folder())
-    if speaks and not any(cache.glob("fused_cpu*/*._run-*.nbi")):
+    folder = Path(jit.cache_folder())
+    if speaks and not any(folder.glob("fused_cpu*/*._run-*.nbi")):
         print(
             "compiling the augmentation, once for this clone: up to two minutes",
             file=sys.stderr,
             flush=True,
         )
+    try:
+        with locked(folder / "compiling"):
+            _call_once()
+    except OSError as error:  # numba's
+        raise NotWritten(folder, error, "set PENSTOCK_CACHE=FOLDER to another place") from error
+
+
+def _call_once() -> None:
+    """Call each function that is compiled, with the types that it gets later."""
     recipe, first = evaluation(SMALLEST), np.zeros(1, np.int64)
     pixels = Pixels.from_images([np.zeros((SMALLEST, SMALLEST, 3), np.uint8)])
     out = torch.empty(1, 1, SMALLEST, SMALLEST, 3).permute(0, 1, 4, 2, 3)
-    with locked(cache / "compiling") if os.access(cache, os.W_OK) else nullcontext():
-        rows = draw(recipe, seed=0, epoch=0, index=first, height=pixels.height, width=pixels.width)
-        fused_cpu.run(pixels, rows, recipe, out)
-        fused_cpu.write(pixels.image(0)[None], first, first, recipe, out)  # as views that went around are written
-        decode_jpeg(b"", pixels.image(0))
-        permute(first, 1, np.uint64(0), 0)
+    rows = draw(recipe, seed=0, epoch=0, index=first, height=pixels.height, width=pixels.width)
+    fused_cpu.run(pixels, rows, recipe, out)
+    fused_cpu.write(pixels.image(0)[None], first, first, recipe, out)  # as views that went around are written
+    decode_jpeg(b"", pixels.image(0))
+    permute(first, 1, np.uint64(0), 0)

@@ -48,8 +48,9 @@ def bar(name: str, total: int, *, disable: bool = False) -> Iterator[Bar]:
     """Show a bar until the block ends; its last rate is over all that the block took."""
     console = Console(stderr=True)
     room = max(8, console.width - 2 * len(str(total)) - RATE_AND_TIME)
+    whole_name = Column(no_wrap=True, overflow="ellipsis", max_width=room)
     columns = (
-        TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", max_width=room)),
+        TextColumn("{task.description}", markup=False, table_column=whole_name),
         BarColumn(),
         MofNCompleteColumn(table_column=WHOLE),
         TextColumn("{task.fields[rate]}"),

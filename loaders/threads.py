@@ -6,9 +6,12 @@ import math
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import torch
+
+from penstock.errors import UserError
 
 
 def available_cpus() -> int:
@@ -36,6 +39,9 @@ def one_thread_each(workers: int, name: str) -> ThreadPoolExecutor:
 
     torch keeps its count per thread, copied from a process-wide value when a thread first asks for it. So each
     worker asks, then sets 1 for itself, and the process-wide value is put back once all have.
+
+    Raises:
+        UserError: so many threads cannot be had.
     """
     before = torch.get_num_threads()
     started = threading.Barrier(workers + 1)
@@ -43,11 +49,18 @@ def one_thread_each(workers: int, name: str) -> ThreadPoolExecutor:
     def start() -> None:
         torch.get_num_threads()
         torch.set_num_threads(1)
-        started.wait()
+        with suppress(threading.BrokenBarrierError):
+            started.wait()
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix=name, initializer=start)
-    for _ in range(workers):  # a pool starts a thread per submitted call while none is idle
-        pool.submit(int)
-    started.wait()
-    torch.set_num_threads(before)
+    try:
+        for _ in range(workers):  # a pool starts a thread per submitted call while none is idle
+            pool.submit(int)
+        started.wait()
+    except RuntimeError as error:
+        started.abort()  # else those that did start would wait for ever, and the interpreter for them
+        pool.shutdown()
+        raise UserError(f"--workers {workers}: the system gives no more threads ({error}); use fewer") from error
+    finally:
+        torch.set_num_threads(before)
     return pool

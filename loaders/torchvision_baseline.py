@@ -235,6 +235,7 @@ class TorchvisionLoader(Loader):
 
     Its random values come from each worker's own generators, seeded once: a resumed run goes on in order, but with
     other augmentations than the uninterrupted one. On a CPU its views are laid out as `ToTensor` leaves them.
+    One epoch at a time: two iterators in turns would mix their batches.
     """
 
     def __init__(self, source: Source, options: Options) -> None:

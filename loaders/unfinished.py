@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from penstock.errors import UserError
+from penstock.errors import NotWritten, UserError
 from penstock.loaders.in_order import in_order
 from penstock.loaders.shard import Entry, Place, ShardWriter, checksum
 from penstock.loaders.sidecar import partial_path
@@ -52,24 +52,23 @@ class _Line:
 
 
 @contextmanager
-def unfinished(shard: Path, identity: dict[str, Any]) -> Iterator[Unfinished]:
-    """Begin a shard, or go on with one of the same identity; it is left for the next try unless it is published.
+def unfinished(shard: Path, *, overwrite: bool = False) -> Iterator[Unfinished]:
+    """A shard to `begin`, or to go on with; what is done is left for the next try unless it is published.
 
     Raises:
-        UserError: another process is at it, or it cannot be written.
+        UserError: it is there (and `overwrite` is not set), another process is at it, or it cannot be written.
     """
     try:
         shard.parent.mkdir(parents=True, exist_ok=True)
-        work = Unfinished(shard, identity)
+        work = Unfinished(shard)
         try:
+            if shard.exists() and not overwrite:  # asked under the lock: another process may have written it just now
+                raise UserError(f"{shard} exists already: --overwrite replaces it, another name keeps both")
             yield work
         finally:
             work.close()
     except OSError as error:  # the source's own are BrokenImage by now
-        reason = error.strerror or str(error)
-        raise UserError(
-            f"{shard}: cannot be written ({reason}): name another place, or put that right and run it again"
-        ) from error
+        raise NotWritten(shard, error, "name another place, or put that right and run it again") from error
 
 
 class Unfinished:
@@ -81,14 +80,18 @@ class Unfinished:
         other: whether what was found there was of another identity, and so was dropped.
     """
 
-    def __init__(self, shard: Path, identity: dict[str, Any]) -> None:
-        self.shard, self.done = shard, 0
+    def __init__(self, shard: Path) -> None:
+        self.shard, self.done, self.other = shard, 0, False
         self._data_path, self._journal_path = (shard.with_name(f".{shard.name}.{x}") for x in ("partial", "journal"))
         self._journal = _locked(self._journal_path, shard)
         self.data: BinaryIO = open(os.open(self._data_path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")  # noqa: SIM115
+        self._keep = self._journal_path.stat().st_size > 0  # until it is known to be of no use
+
+    def begin(self, identity: dict[str, Any]) -> None:
+        """Keep what an earlier run left if it was of this identity, else start over."""
         first, wanted = self._journal.readline(), json.dumps(identity).encode() + b"\n"
         self.other = bool(first) and first != wanted
-        self._keep = first == wanted  # until it is known to be of no use
+        self._keep = first == wanted
         if first != wanted:
             self._journal.truncate(0)
             self._journal.seek(0)

@@ -49,6 +49,8 @@ def component(index: bytes, extensions: Sequence[str], what: str) -> tuple[NDArr
     wanted = np.array([_code(extension) for extension in extensions])
     for text in _blocks(index):
         starts, lengths = _words(text)
+        if (text[starts[:, :, 1:3]] - np.uint8(ord("0")) > 9).any():  # others wrap around, as below
+            raise ValueError("its index holds a word where a number belongs: are there spaces in names?")
         found = np.isin(_codes(text, starts[:, :, 0], lengths[:, :, 0]), wanted)
         single = found.sum(axis=1) == 1
         if not single.all():

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.errors import BrokenImage, UserError
+from penstock.files import write_whole
 from penstock.loaders import wds_index
 from penstock.loaders.beton import MOST_CLASSES
 from penstock.loaders.decode import decode_rgb, fetch_encoded
@@ -139,7 +140,10 @@ class WebDatasetSource(Source):
         LOG.warning("%s: no index beside it; reading it through once%s", self.path, purpose)
         index = make_index(self.path)
         if keep:
-            write_index(path, index)
+            try:
+                write_whole(path, lambda partial: partial.write_bytes(index))
+            except UserError as error:  # a folder that is read-only
+                LOG.warning("%s; until then the tar is read through each time it is opened", error)
         return index
 
     def _component(
@@ -179,7 +183,11 @@ class WebDatasetSource(Source):
         return self.sidecar.classes if self.sidecar else tuple(map(str, range(int(self.labels.max()) + 1)))
 
     def _broken(self, reason: str) -> UserError:
-        return UserError(f"{self.path}: not a WebDataset tar with its index ({reason}): convert or copy it again")
+        index = index_path(self.path).name
+        return UserError(
+            f"{self.path}: not a WebDataset tar with its index ({reason}): convert or copy it again, or remove {index} "
+            "if it is of an older tar"
+        )
 
     def encoded(self, index: int) -> bytes:
         """The file's bytes; their checksum, where there is one, is tested the first time. Raises BrokenImage."""
@@ -242,7 +250,7 @@ class WebDatasetSource(Source):
     def fingerprint(self) -> str:
         """A digest of the index and classes, and of the tar's date where no sidecar vouches for its content."""
         written = self.sidecar.provenance.fingerprint if self.sidecar else str(self.path.stat().st_mtime_ns)
-        return hashlib.sha256("\0".join((self._index_sha256, *self.classes, written)).encode()).hexdigest()
+        return hashlib.sha256(os.fsencode("\0".join((self._index_sha256, *self.classes, written)))).hexdigest()
 
     def index_sha256(self) -> str:
         """To hold against the sidecar's `index_sha256`."""
@@ -281,7 +289,8 @@ def make_index(tar: Path) -> bytes:
                 folder, _, file = member.name.rpartition("/")
                 stem, _, extension = file.partition(".")
                 if member.isreg() and stem:
-                    component = f"{extension} {member.offset_data} {member.size} {member.name}"
+                    words = extension, str(member.offset_data), str(member.size), member.name
+                    component = " ".join("_".join(word.split()) for word in words)  # a space would end a word
                     samples.setdefault(f"{folder}/{stem}", []).append(component)
                 archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
             _check_end(tar, archive.offset)
@@ -305,17 +314,3 @@ def _check_end(tar: Path, end: int) -> None:
     if not any(found):
         reason += f"; if it is known to be whole, `truncate -s +{2 * BLOCK} {tar}` marks its end"
     raise UserError(reason)
-
-
-def write_index(path: Path, index: bytes) -> None:
-    """Put the index beside its tar, whole. Raises UserError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            temporary.write_bytes(index)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        advice = f"make it with `wds2idx {path.with_suffix('.tar')}`"
-        raise UserError(f"{path}: cannot be written ({error.strerror}): {advice}") from error

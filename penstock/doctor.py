@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from collections import Counter
 
 import torch
 from rich.console import Console
@@ -12,8 +12,8 @@ from rich.table import Table
 
 from penstock import __version__
 from penstock.errors import UserError
+from penstock.files import cache_folder
 from penstock.loaders import LOADERS, missing
-from penstock.loaders.cache import cache_folder
 from penstock.machine import describe_machine, versions
 
 
@@ -37,7 +37,8 @@ def _machine_table() -> Table:
     table.add_row("memory", f"{machine['memory_gb']} GB")
     table.add_row("GPU", ", ".join(machine["gpus"]) or f"none (torch is built for {_torch_build()})")
     table.add_row("system", machine["system"])
-    table.add_row("cache", f"{cache_folder()}: {_size(cache_folder())} (another place: PENSTOCK_CACHE=FOLDER)")
+    table.add_row("cache", f"{escape(str(cache_folder()))} (another place: PENSTOCK_CACHE=FOLDER)")
+    table.add_row("", _cached())
     table.add_row("versions", ", ".join(f"{name} {version}" for name, version in versions().items()))
     return table
 
@@ -46,9 +47,17 @@ def _torch_build() -> str:
     return f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU alone"
 
 
-def _size(folder: Path) -> str:
-    total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    return f"{total / 1e6:,.0f} MB" if folder.exists() else "empty"
+def _cached() -> str:
+    """What the cache folder's parts take; the many folders of compiled code are one part."""
+    folder, sizes = cache_folder(), Counter[str]()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            part = path.relative_to(folder).parts[0]
+            sizes["numba-*" if part.startswith("numba-") else part] += path.stat().st_size
+    if not sizes:
+        return "empty"
+    parts = ", ".join(f"{part} {size / 1e6:,.0f} MB" for part, size in sizes.most_common())
+    return escape(f"{parts}: all of it can be removed, what is needed is made again")
 
 
 def _loader_table() -> Table:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -32,8 +34,20 @@ class BrokenImage(UserError):
         self.location, self.reason = location, reason
 
 
+class NotWritten(UserError):
+    """A file or folder that could not be written: no fault of what was typed, as a rule."""
+
+    exit_code = 1
+
+    def __init__(self, path: Path, error: OSError, remedy: str = "name another place") -> None:
+        super().__init__(f"{path}: cannot be written ({error.strerror or error}); {remedy}")
+
+
 def run_command(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command's `main` and leave: 0 or its return value, an error's code with one line, 130 after Ctrl-C."""
+    """Run a command's `main` and leave: 0 or its return value, an error's code with one line, 130 after Ctrl-C.
+
+    A full disk is met in many places, some of them in other packages, and is one line too.
+    """
     try:
         code = main() or 0
         sys.stdout.flush()
@@ -46,4 +60,9 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:  # `... | head`: point stdout elsewhere, so that the interpreter's own flush does not raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"penstock: {error}", file=sys.stderr)
+        code = 1
     sys.exit(code)

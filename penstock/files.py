@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Where files are kept that can be made again, and files that are whole or not there."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from penstock.errors import UserError
+from penstock.errors import NotWritten, UserError
+
+
+def cache_folder() -> Path:
+    """`$PENSTOCK_CACHE` or `~/.cache/penstock`, which need not exist yet; read anew at each call."""
+    return Path(os.environ.get("PENSTOCK_CACHE") or "~/.cache/penstock").expanduser()
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Have a file written under a temporary name, of the same suffix, then put in place. Raises UserError."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file")
     partial = path.with_name(f".partial-{os.getpid()}-{path.name}")  # two processes may write one file
     try:
         write(partial)
         partial.replace(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); name another place") from error
+        raise NotWritten(path, error) from error
     finally:
         partial.unlink(missing_ok=True)  # where it was not put in place

@@ -13,14 +13,14 @@ import pytest
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it asks the network for a newer release when it is imported
 os.environ.setdefault("MPLBACKEND", "agg")
 
-from penstock.augment import jit
+from penstock.files import cache_folder
 
 if TYPE_CHECKING:
     from penstock.loaders import Source
     from tests.shared_loaders import SharedLoaders
 
 # Compiled code is worth keeping between sessions: it lies under a hash of the sources, unlike the data below.
-os.environ["NUMBA_CACHE_DIR"] = jit.cache_folder()
+os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_folder()))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -90,6 +90,14 @@ def test_a_pickled_source_is_its_path(mixed: Path) -> None:
     np.testing.assert_array_equal(pickle.loads(packed).decode(5), source.decode(5))
 
 
+def test_a_source_may_be_closed_twice(mixed: Path) -> None:
+    source = BetonSource(mixed)
+    labels = source.labels.tolist()
+    source.close()
+    source.close()
+    assert source.labels.tolist() == labels
+
+
 def test_without_a_sidecar_class_names_are_numbers(mixed: Path) -> None:
     source = BetonSource(mixed)
     assert source.classes == tuple("01234567") and source.name == "mixed" and source.sidecar is None

@@ -16,7 +16,7 @@ from torch import nn
 from penstock.engine import checkpoint
 from penstock.engine.checkpoint import (
     CheckpointWriter,
-    NotWritten,
+    NotSaved,
     check_same_run,
     load_checkpoint,
     on_host,
@@ -80,7 +80,7 @@ def test_a_full_disk_is_said_once_and_the_one_before_is_whole(tmp_path: Path, fu
     save_checkpoint(path, {"step": 1})
     full[0] = True
     writer.save([path], {"step": 2})
-    with pytest.raises(NotWritten, match=r"cannot be written \(No space left on device\); the one before it is whole$"):
+    with pytest.raises(NotSaved, match=r"cannot be written \(No space left on device\); the one before it is whole$"):
         writer.wait()
     assert load_checkpoint(path)["step"] == 1
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
@@ -89,7 +89,7 @@ def test_a_full_disk_is_said_once_and_the_one_before_is_whole(tmp_path: Path, fu
 
 
 def test_where_there_was_none_before_none_is_said_to_be_whole(tmp_path: Path, full: list[bool]) -> None:
-    with pytest.raises(NotWritten, match=r"cannot be written \(No space left on device\)$"):
+    with pytest.raises(NotSaved, match=r"cannot be written \(No space left on device\)$"):
         save_checkpoint(tmp_path / "last.pt", {})
 
 
@@ -109,7 +109,7 @@ def test_the_next_one_makes_good(tmp_path: Path, full: list[bool], capsys: pytes
 def test_two_that_fail_stop_the_training(tmp_path: Path, full: list[bool]) -> None:
     writer = CheckpointWriter()
     writer.save([tmp_path / "last.pt"], {"step": 1})
-    with pytest.raises(NotWritten):
+    with pytest.raises(NotSaved):
         writer.save([tmp_path / "last.pt"], {"step": 2})
     writer.close()
 
@@ -127,7 +127,7 @@ def test_a_disk_that_is_full_in_mid_tensor_is_called_so(tmp_path: Path) -> None:
     """torch then raises an error of its own over the system's."""
     folder = tmp_path / "last.pt.partial"
     folder.symlink_to("/dev/full")
-    with pytest.raises(NotWritten, match=r"\(No space left on device\)$"):
+    with pytest.raises(NotSaved, match=r"\(No space left on device\)$"):
         save_checkpoint(tmp_path / "last.pt", {"method": torch.zeros(1 << 20)})
     assert not list(tmp_path.iterdir())
 

@@ -114,6 +114,23 @@ def test_doctor_names_the_extra_of_a_missing_loader(
     assert "torchvision" in printed
 
 
+def test_doctor_says_what_the_caches_folders_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    cache = tmp_path / "[old]"
+    monkeypatch.setenv("PENSTOCK_CACHE", str(cache))
+    monkeypatch.setenv("COLUMNS", "300")
+    assert cli.main(["doctor"]) == 0
+    assert "empty" in capsys.readouterr().out
+    for file, megabytes in (("shards/a.tar", 3), ("numba-1/a.nbc", 1), ("numba-2/b.nbc", 1)):
+        (cache / file).parent.mkdir(parents=True)
+        (cache / file).write_bytes(bytes(megabytes * 10**6))
+    assert cli.main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert str(cache) in printed
+    assert "shards 3 MB, numba-* 2 MB: all of it can be removed" in printed
+
+
 def test_help_breaks_where_the_terminal_does(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 
+import pytest
+
 from penstock.augment import jit
+from penstock.errors import NotWritten
+from penstock.loaders import pipeline
 from penstock.loaders.pipeline import compile_views
 
 # In a process of its own, where no other test has had anything compiled.
@@ -46,3 +51,13 @@ def test_what_was_compiled_before_is_not_announced(capsys):
     compile_views.__wrapped__(speaks=False)  # for sure now
     compile_views.__wrapped__(speaks=True)
     assert capsys.readouterr().err == ""
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(jit, "cache_folder", lambda: str(tmp_path))
+    monkeypatch.setattr(pipeline, "_call_once", full)
+    with pytest.raises(NotWritten, match=r"cannot be written \(No space left on device\); .*PENSTOCK_CACHE=FOLDER"):
+        compile_views.__wrapped__(speaks=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from penstock.loaders import jpeg_check
 from penstock.loaders.beton import PAGE_SIZE, BetonSource
 from penstock.loaders.convert import convert, main
 from penstock.loaders.decode import decode_rgb, encode_jpeg
+from penstock.loaders.formats import open_shard
 from penstock.loaders.sidecar import sidecar_path
 from penstock.loaders.sources.arrays import ImageArrays
 from penstock.loaders.sources.folder import ImageFolder
@@ -146,8 +148,24 @@ def test_encoding_jpeg_encodes_all(photos: Path, tmp_path: Path) -> None:
 def test_what_is_larger_than_a_page_becomes_jpeg(tmp_path: Path) -> None:
     images = np.zeros((1, 1700, 1700, 3), np.uint8)
     assert images.nbytes > PAGE_SIZE
-    report = convert(ImageArrays(images, [0], ["black"], "big"), tmp_path / "x.beton", encoding="raw", progress=False)
+    source = ImageArrays(images, [0], ["black"], "big")
+    report = convert(source, tmp_path / "x.beton", progress=False)
     assert report.reencoded == {"larger than a page": 1} and BetonSource(report.path).storage == "jpeg"
+    with pytest.raises(UserError, match=r"big\[0\]: .*8670000 bytes of pixels.*--max-side, or --encoding keep"):
+        convert(source, tmp_path / "raw.beton", encoding="raw", progress=False)
+    smaller = convert(source, tmp_path / "raw.beton", encoding="raw", max_side=1672, progress=False)
+    assert BetonSource(smaller.path).storage == "raw"
+
+
+@pytest.mark.parametrize("suffix", ["beton", "tar"])
+def test_names_that_are_no_utf8(tmp_path: Path, suffix: str) -> None:
+    """As the file system may have them: a shard of such a set, and a shard of the shard."""
+    place = tmp_path / "photos" / os.fsdecode(b"caf\xe9")
+    save(place / "0.png", Image.fromarray(smooth(20, 30, 0)))
+    first = convert(folder(tmp_path / "photos"), tmp_path / f"x.{suffix}", progress=False).path
+    for other in ("beton", "tar"):
+        second = convert(open_shard(first), tmp_path / f"y.{other}", progress=False).path
+        assert open_shard(second).classes == (place.name,)
 
 
 @pytest.mark.parametrize("suffix", ["beton", "tar"])
@@ -374,6 +392,15 @@ def test_inspect_says_what_a_shard_holds(
     sidecar_path(path).unlink()
     main(["--inspect", str(path)])
     assert "unknown: there is no" in capsys.readouterr().out
+
+
+def test_brackets_in_names_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "photos" / "[red]cat" / "0.png", Image.fromarray(smooth(20, 30, 0)))
+    convert(folder(tmp_path / "photos"), tmp_path / "[old].beton")
+    assert "[old].beton" in capsys.readouterr().err
+    assert main(["--inspect", str(tmp_path / "[old].beton")]) == 0
+    shown = "".join(capsys.readouterr().out.split())
+    assert "[old].beton" in shown and "[red]cat" in shown
 
 
 def test_inspect_sees_a_changed_label(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

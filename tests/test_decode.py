@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
 import threading
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +72,15 @@ def test_exif_orientation_is_applied(format: str, orientation: int) -> None:
     data = oriented(format, orientation)
     same(data, pillow(data))
     assert is_canonical(data) == (format == "JPEG" and orientation == 1)
+
+
+def test_an_orientation_after_the_pixels_is_none() -> None:
+    """PNG allows it; whoever asks for the size alone does not read so far."""
+    plain, exif = save(Image.fromarray(photo()), "PNG"), Image.Exif()
+    exif[0x0112] = 6
+    body = b"eXIf" + exif.tobytes()[6:]
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    same(plain[:-12] + chunk + plain[-12:], photo())  # IEND is 12 bytes
 
 
 @pytest.mark.parametrize("format", ["JPEG", "TIFF"])

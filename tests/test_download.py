@@ -194,7 +194,7 @@ def test_a_failure_names_the_two_ways_on(server: Server, tmp_path: Path, monkeyp
 
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(UserError, match=r"cannot download cifar10 .*--data shapes"):
+    with pytest.raises(UserError, match=r"file/downloads: cannot be written .*PENSTOCK_CACHE=FOLDER"):
         open_source("cifar10", cache=tmp_path / "file")
 
 

@@ -16,7 +16,10 @@ from penstock.augment.operations import ByEpoch, CenterCrop, HorizontalFlip, Ran
 from penstock.augment.recipe import Growth, View
 from penstock.errors import BrokenImage, UserError
 from penstock.loaders import LOADERS, make_loader, open_source
+from penstock.loaders.lock import locked
+from penstock.loaders.make import shard_path
 from penstock.loaders.order import Order
+from penstock.loaders.sources import ImageArrays
 from tests.shared_loaders import BATCH, IMAGES, SIZE, assert_same, by_sample, collect, need, write_images
 
 START = {"seed": 0, "order": "full", "samples": IMAGES, "epoch": 0, "consumed": 0}
@@ -267,11 +270,17 @@ def test_the_state_of_another_order_is_refused(changed, make):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"rank": 2, "world": 2}, {"world": 0}, {"workers": 0}, {"seed": -1}, {"dtype": torch.int8}], ids=str
+    "wrong", [{"rank": 2, "world": 2}, {"world": 0}, {"workers": 0}, {"seed": -1}, {"dtype": torch.double}], ids=str
 )
 def test_what_no_loader_can_do_is_refused(wrong, make):
     with pytest.raises(UserError):
         make("folder", fresh=True, **wrong)
+
+
+def test_a_gpu_that_is_not_there_is_refused(make, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="device=cuda: torch finds no GPU"):
+        make("folder", fresh=True, device="cuda")
 
 
 def test_an_unknown_executor_names_those_there_are(make):
@@ -285,6 +294,15 @@ def test_a_shard_is_converted_once(make, data):
     before = shard.stat().st_mtime_ns
     make("ffcv")
     assert shard.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere", "\N{CROISSANT}" * 60], ids=["a path", "long"])
+def test_any_name_of_a_set_is_a_shards_name_in_the_cache(name, tmp_path):
+    source = ImageArrays(np.zeros((1, 8, 8, 3), np.uint8), [0], ["a"], name)
+    shard = shard_path(source, "dali", cache=tmp_path)
+    assert shard.parent == tmp_path / "shards"
+    with locked(shard):  # as whoever makes it does: the longest of the names
+        shard.with_name(f".{shard.name}.journal").touch()
 
 
 @pytest.mark.parametrize("reader", ["folder", "torchvision"])

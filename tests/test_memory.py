@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from penstock.loaders.memory import KEPT, Recycler, Room
+from penstock.loaders.memory import KEPT, MOST, Recycler, Room
 
 SHAPE = (4, 3, 5, 7)
 
@@ -132,3 +132,13 @@ def test_a_room_grows_and_is_used_again() -> None:
     larger = room.take(5000)
     larger[:] = 9
     assert (first == 7).all() and room.take(5001).ctypes.data == larger.ctypes.data
+
+
+def test_a_room_does_not_keep_what_a_huge_image_took() -> None:
+    room = Room()
+    place = room.take(1000).ctypes.data
+    huge = room.take(MOST + 1)
+    assert huge.shape == (MOST + 1,)
+    gone = weakref.ref(huge)
+    del huge
+    assert gone() is None and room.take(1000).ctypes.data == place

@@ -212,6 +212,11 @@ class TestRefusals:
         assert shard.read_bytes() == before
 
 
+def test_a_part_of_broken_images_alone_is_told_what_helps(photos: ImageFolder, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none of its images \(1\) can be decoded, .*; use fewer parts"):
+        convert(photos, tmp_path / "x.beton", part="9/25", on_error="skip", progress=False)
+
+
 def test_the_commands(photos: ImageFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for part in ("1/2", "2/2"):
         line = [str(photos.root), str(tmp_path / "x.tar"), "--part", part, "--on-error", "skip"]

@@ -14,7 +14,8 @@ from PIL import Image
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 from penstock.errors import BrokenImage, UserError
-from penstock.loaders.cache import cache_folder
+from penstock.files import cache_folder
+from penstock.loaders.convert import convert
 from penstock.loaders.sources import ImageArrays, ImageFolder, open_source, validation_source
 from penstock.loaders.sources.cifar import BATCHES, LABELS, META, SUBFOLDER
 
@@ -132,8 +133,27 @@ def test_a_text_file_and_a_vanished_one_are_broken_images(tree: Path) -> None:
     source.path(1).unlink()
     with pytest.raises(BrokenImage, match=r"b/10\.PNG: .*No such file"):
         source.encoded(1)
-    with pytest.raises(BrokenImage, match=r"b/10\.PNG: .*No such file"):
-        source.fingerprint()
+
+
+def test_a_fingerprint_knows_a_file_that_is_not_there(tree: Path) -> None:
+    """A set with a dangling link can be converted, its broken images skipped."""
+    before = open_source(str(tree)).fingerprint()
+    (tree / "b" / "dead.png").symlink_to("/nonexistent")
+    dangling = open_source(str(tree))
+    assert dangling.fingerprint() == open_source(str(tree)).fingerprint() != before
+    report = convert(dangling, tree.parent / "x.beton", on_error="skip", progress=False)
+    assert [Path(broken["location"]).name for broken in report.skipped] == ["dead.png"]
+
+
+def test_a_fingerprint_follows_what_labels_count(tmp_path: Path) -> None:
+    """Those of val/ count the classes of train/: a class more there, and val/ is another set."""
+    for name in ("train/b/1.png", "train/c/1.png", "val/b/1.png", "val/c/1.png"):
+        write_image(tmp_path / name)
+    before = open_source(str(tmp_path), "val")
+    write_image(tmp_path / "train" / "a" / "1.png")
+    after = open_source(str(tmp_path), "val")
+    assert before.labels.tolist() == [0, 1] and after.labels.tolist() == [1, 2]
+    assert before.fingerprint() != after.fingerprint()
 
 
 def test_splits_of_a_tree_and_labels_that_agree(tmp_path: Path) -> None:

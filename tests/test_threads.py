@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import cv2
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from penstock.augment import albumentations
 from penstock.augment.operations import Albumentations
+from penstock.errors import UserError
 from penstock.loaders import threads
 from penstock.loaders.torchvision_baseline import OnArray
 
@@ -47,6 +49,20 @@ def test_workers_compute_on_one_thread_and_the_caller_keeps_its_own():
             assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_threads_that_cannot_be_had_are_refused_and_none_is_left_waiting(monkeypatch):
+    before, start, count = torch.get_num_threads(), threading.Thread.start, threading.active_count()
+
+    def three_at_most(thread):
+        if threading.active_count() - count == 3:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", three_at_most)
+    with pytest.raises(UserError, match=r"--workers 9: .*fewer"):
+        threads.one_thread_each(9, "test")
+    assert threading.active_count() == count and torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize(

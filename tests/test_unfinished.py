@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 
 from penstock.errors import UserError
 from penstock.loaders import convert as convert_module
+from penstock.loaders import unfinished as unfinished_module
 from penstock.loaders.convert import convert
 from penstock.loaders.decode import encode_jpeg
 from penstock.loaders.formats import open_shard
@@ -196,9 +198,38 @@ def test_a_full_disk_keeps_what_is_done(photos: ImageFolder, tmp_path: Path, mon
     assert convert(photos, tmp_path / "x.beton", on_error="skip", progress=False).kept == 50
 
 
+def test_a_disk_full_from_the_start_is_left_as_it_was(photos: ImageFolder, tmp_path: Path) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))
+    try:
+        with pytest.raises(UserError, match="cannot be written"):
+            convert(photos, tmp_path / "x.beton", progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_shard_that_another_process_finished_just_now_is_kept(
+    photos: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: Callable[..., Path]
+) -> None:
+    """And so is what an earlier run left of this one."""
+    shard = killed(tmp_path / "x.beton", 50)
+
+    def locked(journal: Path, shard: Path) -> object:
+        shard.write_bytes(b"another process's")
+        return original(journal, shard)
+
+    original = unfinished_module._locked
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="exists already: --overwrite"):
+        patch.setattr(unfinished_module, "_locked", locked)
+        convert(photos, shard, quality=50, on_error="skip", progress=False)
+    assert shard.read_bytes() == b"another process's"
+    assert convert(photos, shard, on_error="skip", overwrite=True, progress=False).kept == 50
+
+
 def test_two_at_once_do_not_write_the_same_shard(photos: ImageFolder, tmp_path: Path) -> None:
     with (
-        unfinished(tmp_path / "x.beton", {"source": "another"}),
+        unfinished(tmp_path / "x.beton"),
         pytest.raises(UserError, match="another process is writing it"),
     ):
         convert(photos, tmp_path / "x.beton", on_error="skip", progress=False)

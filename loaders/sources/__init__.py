@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from penstock.errors import UserError
-from penstock.loaders.cache import cache_folder
+from penstock.files import cache_folder
 from penstock.loaders.download import ARCHIVES, fetch_set
 from penstock.loaders.sources.arrays import ImageArrays
 from penstock.loaders.sources.base import UNLABELLED, Source, Subset

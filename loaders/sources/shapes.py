@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from rich.progress import track
 
-from penstock.errors import UserError
+from penstock.errors import NotWritten, UserError
 from penstock.loaders.decode import encode_jpeg
 from penstock.loaders.sources.folder import ImageFolder
 from penstock.loaders.threads import available_cpus
@@ -245,9 +245,7 @@ def shapes_source(split: str, cache: Path) -> ImageFolder:
         try:
             generate(root, split, SPLITS[split])
         except OSError as error:
-            raise UserError(
-                f"{root}: cannot be written ({error.strerror}): name another place, PENSTOCK_CACHE=FOLDER"
-            ) from error
+            raise NotWritten(root, error, "set PENSTOCK_CACHE=FOLDER to another place") from error
     return ImageFolder(root, name=f"shapes-{split}")
 
 
