@@ -45,11 +45,11 @@ create_venv() {
     "$PYTHON" -m venv .venv
 }
 
-# 7 GB installed and 3 GB of downloads: said before they begin, not after.
-enough_disk() {
+# Said before the downloads begin, not only after; on the way they take room as well.
+look_at_disk() {
     local free
     free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1024 / 1024) }')
-    [ "$free" -ge 8 ] || fail "$free GB are free here, and PyTorch with CUDA takes 8 to 10: make room, then type the same again"
+    [ "$free" -ge 10 ] || say "only $free GB are free here, and up to 10 are needed: if it fails, make room and type the same again"
 }
 
 # An install that was killed leaves packages that pip takes for whole: make it forget them.
@@ -86,8 +86,8 @@ install_ffcv() {
 if [ "${1:-}" != ffcv ]; then
     "$venv_python" -m pip --version >/dev/null 2>&1 || create_venv
     forget_half_installed
-    "$venv_python" -c 'import torch' 2>/dev/null || enough_disk
-    say "installing PyTorch and the rest into .venv: about 6 GB with CUDA, a few minutes"
+    "$venv_python" -c 'import torch' 2>/dev/null || look_at_disk
+    say "installing PyTorch and the rest into .venv: about 7 GB with CUDA, a few minutes"
     pip_install -e '.[albumentations,timm,export,search,slurm,dev]' || fail 'the installation did not finish (see above); type the same again to go on'
     install_dali
     pip_install -q -e '.[examples,peers]' || say "going on without what docs/examples feed and the benchmarks' peers"

@@ -44,6 +44,7 @@ setup(
         "rich>=13",
         "pyyaml>=6",
         "tyro>=0.9",
+        "docstring-parser>=0.16",
         "tensorboard>=2.18",
         "matplotlib>=3.9",
         "safetensors>=0.5",

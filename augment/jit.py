@@ -57,7 +57,7 @@ def _for_this_process(ready: Path) -> str:
     """A folder for this process alone, with what is compiled. numba unpickles what it finds, so no shared name."""
     folder = tempfile.mkdtemp(prefix="penstock-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    if ready.exists():  # numba does not read where it cannot write
+    if os.access(ready, os.R_OK | os.X_OK):  # numba does not read where it cannot write
         shutil.copytree(ready, folder, dirs_exist_ok=True)
     return folder
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from tyro.conf import Positional
 
 from penstock.augment.recipes import RECIPES, dump_recipe, load_recipe
-from penstock.errors import run_command
+from penstock.errors import UserError, run_command
 from penstock.options import read_options
 
 
@@ -34,7 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
     if name is None:
         print("\n".join(f"{recipe.name:<26}{recipe.about}" for recipe in RECIPES.values()))
     else:
-        print(dump_recipe(load_recipe(name)), end="")
+        try:
+            print(dump_recipe(load_recipe(name)), end="")
+        except UserError as error:  # which speaks of training's option
+            raise UserError(str(error).removeprefix("--recipe ")) from None
     return 0
 
 

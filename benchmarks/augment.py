@@ -211,7 +211,7 @@ def race(case: Case, config: Config, progress: Progress) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the comparison. Returns 1 where a contender failed; one that cannot run here is no failure."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    config = read_options(Config, __doc__, arguments, default=QUICK if "--quick" in arguments else None)
+    config = read_options(Config, __doc__, arguments, quick=QUICK)
     check(config)
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else WIDTH)
     device = gpu_device()

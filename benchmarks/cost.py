@@ -189,7 +189,7 @@ def settings_of(config: Config, rows: list[Row]) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     """Measure and report. Returns 1 where a row failed."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    config = read_options(Config, __doc__, arguments, default=QUICK if "--quick" in arguments else None)
+    config = read_options(Config, __doc__, arguments, quick=QUICK)
     check(config)
     rows = plan(config)
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)

@@ -190,7 +190,7 @@ def draw_chart(report: dict[str, Any], path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    config = read_options(Config, __doc__, arguments, default=QUICK if "--quick" in arguments else None)
+    config = read_options(Config, __doc__, arguments, quick=QUICK)
     check(config)
     console = Console()
     runs = [run_of(config, method) for method in config.methods]

@@ -195,7 +195,7 @@ def compile_all() -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark. Returns 1 where a row failed; one whose package is not installed is no failure."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    config = read_options(Config, __doc__, arguments, default=QUICK if "--quick" in arguments else None)
+    config = read_options(Config, __doc__, arguments, quick=QUICK)
     check(config)
     console = Console(highlight=False)
     source = open_source(config.data)

@@ -173,7 +173,7 @@ def settings_of(config: Config, tables: list[Table]) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     """Run the comparison. Returns 1 where a row failed; one whose package is not installed is no failure."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    config = read_options(Config, __doc__, arguments, default=QUICK if "--quick" in arguments else None)
+    config = read_options(Config, __doc__, arguments, quick=QUICK)
     check(config)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     tables = plan(config)

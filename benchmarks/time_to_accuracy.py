@@ -269,7 +269,7 @@ def report_of(sweep: Sweep, command: list[str]) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    config = read_options(Config, __doc__, arguments, default=QUICK if "--quick" in arguments else None)
+    config = read_options(Config, __doc__, arguments, quick=QUICK)
     check(config)
     sweep = plan(config)
     sweep.check()

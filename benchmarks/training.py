@@ -182,7 +182,7 @@ def settings_of(config: Config, setting: Setting) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     """Run the race. Returns 1 where a row failed; one whose package is not installed is no failure."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    config = read_options(Config, __doc__, arguments, default=QUICK if "--quick" in arguments else None)
+    config = read_options(Config, __doc__, arguments, quick=QUICK)
     check(config)
     warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # more workers than CPUs: it is tried
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 140)

@@ -113,8 +113,7 @@ def count_features(backbone: nn.Module, arch: str, size: int) -> int:
     except Exception as error:  # each network says it in its own way
         reason = str(error).strip().partition("\n")[0].rstrip(".!")
         raise UserError(
-            f"--arch {arch} cannot take views of {size} px ({reason}): choose another --size, a --recipe without such"
-            " views, or another --arch"
+            f"--arch {arch} cannot take views of {size} px ({reason}): choose views of another size, or another --arch"
         ) from None
     finally:
         backbone.train(was_training)

@@ -172,6 +172,8 @@ def check_same_run(path: Path, saved: TrainConfig, config: TrainConfig) -> None:
     """
     for field in FIXED:
         was, now = getattr(saved, field), getattr(config, field)
+        if field == "init" and was and now:  # a folder stands for its last.pt
+            was, now = (file.resolve() / "last.pt" if file.is_dir() else file.resolve() for file in (was, now))
         if was != now:
             had = f"no {flag(field)}" if was is None else f"{flag(field)} {was}"
             raise UserError(

@@ -286,7 +286,7 @@ def _check_sizes(config: CompleteConfig, length: int, world: int) -> None:
     if config.bias_lr_ratio != 1 and config.optimizer != "lars":
         raise UserError(
             f"--bias-lr-ratio {config.bias_lr_ratio:g} is a setting of LARS, and this run's optimizer is"
-            f" {config.optimizer}: leave it out, or add --optimizer lars"
+            f" {config.optimizer}: leave it out{'' if config.resume else ', or add --optimizer lars'}"
         )
     if config.first_size is not None and config.epochs < 2:
         raise UserError(

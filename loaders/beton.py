@@ -18,7 +18,6 @@ Format: https://github.com/libffcv/ffcv (Leclerc et al. 2023, arXiv 2306.12517).
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -322,7 +321,8 @@ class BetonSource(Source):
     def fingerprint(self) -> str:
         """A digest of both tables (our checksums are in them) and the classes; without checksums, of the date too."""
         written = "" if "checksum" in self.field_names else str(self.path.stat().st_mtime_ns)
-        return _sha256(self._front, self._rows, self._allocations, os.fsencode("\0".join((*self.classes, written))))
+        names = "\0".join((*self.classes, written)).encode(errors="surrogateescape")
+        return _sha256(self._front, self._rows, self._allocations, names)
 
     def index_sha256(self) -> str:
         """To hold against the sidecar's `index_sha256`."""

@@ -29,7 +29,7 @@ class Encoding:
 
     encoding: str = "keep"
     """keep (a JPEG's bytes untouched where possible), jpeg (all encoded anew), raw (pixels; PNG in a tar).
-    Pixels in a .beton are 8 MiB at most, 2.8 megapixels: of what is larger keep makes a JPEG, raw refuses it."""
+    Pixels in a .beton are 8 MiB at most, 2.8 megapixels: what is larger becomes a JPEG, and is counted."""
     quality: int = 90
     """JPEG quality of what is encoded anew, 1-100."""
     max_side: int | None = None
@@ -150,9 +150,6 @@ def _encode(image: NDArray[np.uint8], how: Encoding, page: int | None, lossless:
             return encode_png(image), "png", height, width, change
         if image.nbytes <= page:
             return image.tobytes(), "raw", height, width, change
-        if how.encoding == "raw":
-            more = f"{image.nbytes} bytes of pixels, more than a page of {page}"
-            raise ValueError(f"{more}: use --max-side, or --encoding keep")
         change = "larger than a page"
     data = encode_jpeg(image, how.quality)
     if len(data) > (page or sys.maxsize):

@@ -264,7 +264,7 @@ def compile_views(*, speaks: bool) -> None:
         with locked(folder / "compiling"):
             _call_once()
     except OSError as error:  # numba's
-        raise NotWritten(folder, error, "set PENSTOCK_CACHE=FOLDER to another place") from error
+        raise NotWritten(folder, error, "make room there") from error
 
 
 def _call_once() -> None:

@@ -39,7 +39,7 @@ class Report:
     def __str__(self) -> str:
         kept = f", {self.kept:,} of them done before," if self.kept else ""
         rate = f"{self.seconds:.1f} s, {(self.samples - self.kept) / self.seconds:.0f} images/s"
-        skipped = f", {len(self.skipped)} broken ones skipped" if self.skipped else ""
+        skipped = f", {counted(len(self.skipped), 'broken one')} skipped" if self.skipped else ""
         counts = changes(self.untouched, self.reencoded)
         done = f"{counted(self.samples, 'image')}{kept} in {rate}, {self.bytes / 1e6:.1f} MB"
         return f"{self.path}: {done}; {counts}{skipped}"

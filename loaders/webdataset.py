@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -143,7 +142,8 @@ class WebDatasetSource(Source):
             try:
                 write_whole(path, lambda partial: partial.write_bytes(index))
             except UserError as error:  # a folder that is read-only
-                LOG.warning("%s; until then the tar is read through each time it is opened", error)
+                reason = str(error).partition("; ")[0]
+                LOG.warning("%s: the tar is read through each time it is opened", reason)
         return index
 
     def _component(
@@ -250,7 +250,8 @@ class WebDatasetSource(Source):
     def fingerprint(self) -> str:
         """A digest of the index and classes, and of the tar's date where no sidecar vouches for its content."""
         written = self.sidecar.provenance.fingerprint if self.sidecar else str(self.path.stat().st_mtime_ns)
-        return hashlib.sha256(os.fsencode("\0".join((self._index_sha256, *self.classes, written)))).hexdigest()
+        parts = "\0".join((self._index_sha256, *self.classes, written))
+        return hashlib.sha256(parts.encode(errors="surrogateescape")).hexdigest()
 
     def index_sha256(self) -> str:
         """To hold against the sidecar's `index_sha256`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from penstock.errors import NotWritten, UserError
@@ -16,7 +17,7 @@ def cache_folder() -> Path:
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Have a file written under a temporary name, of the same suffix, then put in place. Raises UserError."""
-    if path.is_dir():
+    if os.path.isdir(path):  # Path's own raises where a folder above cannot be entered
         raise UserError(f"{path}: is a folder; name a file")
     partial = path.with_name(f".partial-{os.getpid()}-{path.name}")  # two processes may write one file
     try:
@@ -25,4 +26,5 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     except OSError as error:
         raise NotWritten(path, error) from error
     finally:
-        partial.unlink(missing_ok=True)  # where it was not put in place
+        with suppress(OSError):  # where it was put in place
+            partial.unlink()

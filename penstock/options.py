@@ -6,7 +6,8 @@ config = read_options(Config, __doc__, arguments)
 from __future__ import annotations
 
 import inspect
-from dataclasses import fields
+import sys
+from dataclasses import fields, is_dataclass
 from functools import cache
 from itertools import chain
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -24,14 +25,19 @@ def read_options(
     arguments: list[str] | None,
     *,
     default: Config | None = None,
+    quick: Config | None = None,
     prog: str | None = None,
 ) -> Config:
     """What the command line (`sys.argv` where `arguments` is None) says of `config`, over `default` if there is one.
+
+    With --quick among the words, over `quick`.
 
     Prints and leaves (SystemExit) at `--help` and at options that do not exist or do not fit their type.
     """
     _explain(config)  # type: ignore[arg-type]  # a type can be hashed
     text = "\n\n".join(map(_joined, (description or "").split("\n\n")))
+    if quick is not None and "--quick" in (sys.argv[1:] if arguments is None else arguments):
+        default = quick
     over: dict[str, Any] = {} if default is None else {"default": default}
     return tyro.cli(config, description=text, args=arguments, config=(DisallowNone,), prog=prog, **over)
 
@@ -46,6 +52,8 @@ def _explain(config: Any) -> None:
     told = {field.arg_name: field.description or "" for field in chain(*documented)}
     types = get_type_hints(config, include_extras=True)
     for field in fields(config):
+        if is_dataclass(types[field.name]):
+            _explain(types[field.name])
         unset: dict[str, Any] = {"help_behavior_hint": ""} if field.default is None else {}
         help_text = _joined(inspect.cleandoc(told[field.name]))
         config.__annotations__[field.name] = Annotated[types[field.name], tyro.conf.arg(help=help_text, **unset)]

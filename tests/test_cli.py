@@ -131,25 +131,29 @@ def test_doctor_says_what_the_caches_folders_take(
     assert "shards 3 MB, numba-* 2 MB: all of it can be removed" in printed
 
 
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    size: int | None = None
+    """Side of the views in pixels;
+    default: the recipe's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Base):
+    seed: int = 0
+    """Of everything."""
+    probe: Base = Base()
+    """How to probe."""
+
+
 def test_help_breaks_where_the_terminal_does(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    @dataclass(frozen=True, kw_only=True)
-    class Base:
-        size: int | None = None
-        """Side of the views in pixels;
-        default: the recipe's."""
-
-    @dataclass(frozen=True, kw_only=True)
-    class Config(Base):
-        seed: int = 0
-        """Of everything."""
-
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit):
         read_options(Config, "What it\ndoes.\n\n    python a.py\n    python b.py", ["--help"])
     text = capsys.readouterr().out
-    assert "Side of the views in pixels; default: the recipe's. " in text
+    assert text.count("Side of the views in pixels; default: the recipe's. ") == 2
     assert "Of everything. (default: 0)" in text
     assert "(default: None)" not in text
     assert "What it does." in text and "    python a.py\n    python b.py" in text

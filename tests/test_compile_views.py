@@ -59,5 +59,5 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(jit, "cache_folder", lambda: str(tmp_path))
     monkeypatch.setattr(pipeline, "_call_once", full)
-    with pytest.raises(NotWritten, match=r"cannot be written \(No space left on device\); .*PENSTOCK_CACHE=FOLDER"):
+    with pytest.raises(NotWritten, match=r"cannot be written \(No space left on device\); make room there"):
         compile_views.__wrapped__(speaks=False)

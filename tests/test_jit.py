@@ -69,9 +69,20 @@ def test_what_is_compiled_is_copied_where_it_cannot_be_added_to(monkeypatch, hom
     (ready / "draw").mkdir()
     (ready / "draw" / "function.nbi").write_text("compiled")
     jit.cache_folder.cache_clear()
-    monkeypatch.setattr(jit.os, "access", lambda path, mode: Path(path) != ready)
+    monkeypatch.setattr(jit.os, "access", lambda path, mode: Path(path) != ready or mode != os.W_OK)
     copy = Path(jit.cache_folder())
     assert copy != ready and (copy / "draw" / "function.nbi").read_text() == "compiled"
+
+
+def test_a_folder_that_cannot_be_looked_into_is_none(monkeypatch, home):
+    """Another user's home, say, as containers that run as somebody else than they were built for have it."""
+
+    def refuse(path):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    monkeypatch.setattr(jit.os, "access", lambda path, mode: False)
+    assert list(Path(jit.cache_folder()).iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made_is_a_temporary_one_of_the_process(tmp_path):

@@ -350,10 +350,12 @@ def test_a_checkpoint_of_another_run_is_refused_naming_both(whole: Path, tmp_pat
 
 
 def test_a_resumed_run_needs_no_more_what_it_began_with(images: Path, whole: Path, tmp_path: Path) -> None:
-    weights, out = tmp_path / "weights.pt", tmp_path / "run"
-    shutil.copy(whole / "last.pt", weights)
+    begun, out = tmp_path / "begun", tmp_path / "run"
+    begun.mkdir()
+    weights = shutil.copy(whole / "last.pt", begun / "last.pt")
     given = ["--subset", "48", "--knn-every", "0", "--epochs", "1", "--init", str(weights)]
     assert main([*TINY, "--data", str(images), "--out", str(out), *given]) == 0
+    assert main(["--resume", str(out), "--epochs", "1", "--init", str(begun)]) == 0, "by another name"
     weights.unlink()
     assert main(["--resume", str(out), "--epochs", "2"]) == 0
     with pytest.raises(UserError, match=f"trained with --init {weights}, not {whole}"):

@@ -99,7 +99,7 @@ class ImageFolder(Source):
 
         The names of the classes, since what a label counts may be another folder's (`train/` beside `val/`).
         """
-        digest = hashlib.sha256(os.fsencode("\0".join(self.classes)))
+        digest = hashlib.sha256("\0".join(self.classes).encode(errors="surrogateescape"))
         for index in range(len(self)):
             relative = os.fsencode(self.relative(index))
             try:
