@@ -206,13 +206,30 @@ def load_recipe(name: str, *, size: int | None = None) -> Recipe:
     Raises:
         UserError: unknown name, a size under 8 pixels, or a file that holds no recipe.
     """
-    if Path(name).suffix in (".yaml", ".yml"):
+    if _is_file(name):
         recipe = _read(Path(name))
     elif name in RECIPES:
         recipe = RECIPES[name]
     else:
         raise UserError(f"--recipe {name!r} is not known: choose one of {', '.join(RECIPES)}, or a file NAME.yaml")
     return recipe if size is None else recipe.resized(size)
+
+
+def written_size(name: str) -> int | None:
+    """The size that a recipe's file gives its first views; None where it gives none, or for a built-in recipe.
+
+    Raises:
+        UserError: as `load_recipe`.
+    """
+    if not _is_file(name):
+        return None
+    recipe = load_recipe(name)
+    first = yaml.safe_load(Path(name).read_text())["views"][0]
+    return recipe.size if "size" in first else None
+
+
+def _is_file(name: str) -> bool:
+    return Path(name).suffix in (".yaml", ".yml")
 
 
 def _read(path: Path) -> Recipe:

@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     name = read_options(Config, __doc__, arguments).recipe
     if name is None:
         print("\n".join(f"{recipe.name:<26}{recipe.about}" for recipe in RECIPES.values()))
+        print("\none as YAML, to begin your own with: penstock recipe NAME > mine.yaml")
     else:
         try:
             print(dump_recipe(load_recipe(name)), end="")

@@ -46,7 +46,8 @@ class TrainConfig:
     albumentations-solarize, pool-14, gradual, albumentations-7-gradual (jitter that grows), abcde, abcd, abc, ab, a,
     color-1, color-1/2, color-1/4, color-1/8, or a file NAME.yaml; default: the method's."""
     size: int | None = None
-    """Side of the (large) views in pixels; default: 32 for CIFAR, 64 for STL-10 and shapes, else the recipe's own."""
+    """Side of the (large) views in pixels; default: what a recipe's file says; 32 for CIFAR, 64 for STL-10 and shapes,
+    else the recipe's own."""
     first_size: int | None = None
     """Begin with views of this side and let them grow to --size over the run: early epochs then cost less."""
     executor: str = "auto"

@@ -12,6 +12,7 @@ from typing import Any
 from penstock.augment import load_recipe
 from penstock.augment.executors import EXECUTORS, fallback_opcodes, split_names
 from penstock.augment.recipe import SMALLEST
+from penstock.augment.recipes import written_size
 from penstock.counts import counted
 from penstock.engine.backbones import choose_stem, takes_width
 from penstock.engine.config import CompleteConfig, TrainConfig, flag
@@ -194,8 +195,8 @@ def complete(config: TrainConfig, *, source: str, length: int, world: int) -> Co
 
 
 def _settle_network(values: Settings, config: TrainConfig) -> None:
-    if values["size"] is None:
-        values["size"] = load_recipe(values["recipe"]).size
+    if config.size is None:  # what a recipe's file says is the user's word, and goes before the data's own size
+        values["size"] = written_size(values["recipe"]) or values["size"] or load_recipe(values["recipe"]).size
     if config.head_layers is None:
         values["head_layers"] = 1 if values["head"] == "linear" else max(2, values["head_layers"])
     if takes_width(values["arch"]):  # settled now, so that a checkpoint's network does not hang on the size

@@ -419,3 +419,17 @@ def test_charts_are_well_formed_and_hold_every_point() -> None:
 
 def test_replace_keeps_a_config_complete() -> None:
     assert isinstance(replace(settings(), epochs=3), CompleteConfig)
+
+
+@pytest.mark.parametrize(
+    ("written", "typed", "taken"), [("size: 48, ", None, 48), ("", None, 32), ("size: 48, ", 40, 40)]
+)
+def test_a_recipe_file_that_says_a_size_goes_before_the_data(
+    written: str, typed: int | None, taken: int, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"views: [{{{written}count: 2, operations: [RandomResizedCrop]}}]")
+    config = TrainConfig(data="cifar10", recipe=str(recipe), size=typed)
+    assert complete(config, source="cifar10-train", length=50000, world=1).size == taken
+    named = TrainConfig(data="cifar10", recipe="simclr")
+    assert complete(named, source="cifar10-train", length=50000, world=1).size == 32

@@ -94,8 +94,8 @@ def _open(spec: str, split: str, class_list: Path | None, cache: Path) -> Source
             " its train/ and val/, --data path/to/imagenet"
         )
     raise UserError(
-        f"{spec}: neither a path that exists nor a known set; --data takes a folder of images, a shard "
-        f"(FILE.beton, FILE.tar), or one of {', '.join(NAMES)}"
+        f"{spec}: neither a path that exists nor a known set; name a folder of images, a shard (FILE.beton, "
+        f"FILE.tar), or one of {', '.join(NAMES)}"
     )
 
 

@@ -50,7 +50,7 @@ class ImageFolder(Source):
             if not loose:
                 raise UserError(
                     f"{root}: no images here ({' '.join(EXTENSIONS)}), neither in the folder nor in class sub-folders; "
-                    "name a folder that holds some, or try --data shapes"
+                    "name a folder that holds some, or shapes: embedded images"
                 )
         elif class_list is None and loose:
             raise UserError(
