@@ -16,7 +16,8 @@ from penstock.errors import UserError
 
 def test_a_line_about_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    *lines, empty, hint = capsys.readouterr().out.splitlines()
+    assert not empty and hint.endswith("penstock recipe NAME > mine.yaml")
     assert [line.split(maxsplit=1) for line in lines] == [[name, recipe.about] for name, recipe in RECIPES.items()]
 
 

@@ -107,7 +107,7 @@ def test_folders_without_images_are_told_apart(tree: Path, tmp_path: Path) -> No
         open_source(str(tmp_path / "missing"))
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(UserError, match=r"empty: no images here \(\.jpg .*--data shapes"):
+    with pytest.raises(UserError, match=r"empty: no images here \(\.jpg .*or shapes: embedded images"):
         open_source(str(empty))
     (empty / "class").mkdir()
     (empty / "class" / "notes.txt").write_text("no image")
